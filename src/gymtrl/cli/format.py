@@ -1,0 +1,45 @@
+"""`gymtrl format`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gymtrl.cli.options import Out, Stage, default_out, stage_options
+from gymtrl.formats.settings import FormatSftSettings
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make a TRL dataset from filtered rollouts.")
+    group.command("sft")(sft)
+    app.add_typer(group, name="format")
+
+
+@stage_options(FormatSftSettings, "format sft")
+def sft(
+    source: Annotated[Path, typer.Argument(help="Folder that filter wrote, or a rollouts file (JSONL).")],
+    out: Out = None,
+    show: Annotated[int, typer.Option("--show", help="Print this many rows with the trained tokens coloured.")] = 0,
+    *,
+    stage: Stage,
+) -> None:
+    """Make a dataset for supervised fine-tuning: exactly the tokens that the policy produced carry loss."""
+    from gymtrl.cli.run import run_stage
+    from gymtrl.formats.sft import format_sft
+
+    folder = out or default_out([source], "sft")
+    run_stage(
+        folder,
+        verb="format sft",
+        settings=stage.settings,
+        inputs=[source],
+        work=lambda: format_sft(source, folder, stage.settings),
+        as_json=stage.json,
+    )
+    if show:
+        from gymtrl.formats.show import show_rows
+
+        show_rows(folder, show)

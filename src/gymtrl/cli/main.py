@@ -1,0 +1,67 @@
+"""`gymtrl`: the verbs, and how failures are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from gymtrl import __version__
+from gymtrl.cli import compare, demo, filter, format, gym, inspect, model, train, validate
+from gymtrl.errors import GymtrlError
+
+app = typer.Typer(
+    help="From NeMo Gym rollouts to a better model with TRL, with proof that it is better.",
+    epilog="The way of the data: inspect → filter → format → train → validate. Start with 'gymtrl inspect ROLLOUTS'.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+inspect.register(app)
+filter.register(app)
+format.register(app)
+train.register(app)
+validate.register(app)
+compare.register(app)
+gym.register(app)
+model.register(app)
+demo.register(app)
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 1 a check failed, 2 usage or bad input, 3 run-time failure, 130
+    interrupted."""
+    # Asked to end, we end as at Ctrl-C, so that everything that we started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except GymtrlError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.remedy:
+            print(f"remedy: {error.remedy}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone, as with '| head'; nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

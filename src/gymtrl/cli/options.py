@@ -1,0 +1,148 @@
+"""Options of a stage, made from its settings model, and what all stages have in common on the command line."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from gymtrl.workspace.settings import Resolved, resolve
+
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder to write; runs/<name>/<stage> if not given.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Rollouts = Annotated[
+    list[Path], typer.Argument(help="Rollout files (JSONL), or folders of them; '-' reads standard input.")
+]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a verb gets beside its own arguments.
+
+    Attributes:
+        settings (`BaseModel`): The resolved settings.
+        json (`bool`): The user wants JSON.
+    """
+
+    settings: Any
+    json: bool
+
+
+def stage_options(model: type[BaseModel], section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a verb one option per setting, and `--recipe`, `--set`, `--json` and `--dry-run`.
+
+    The verb receives its own arguments and `stage: Stage`. With `--dry-run` it is not called: the resolved settings are
+    printed, each with where it came from.
+    """
+    fields = [p for p in (_parameter(n, f) for n, f in model.model_fields.items()) if p]
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter.replace(annotation=get_type_hints(verb, include_extras=True)[name])
+            for name, parameter in inspect.signature(verb).parameters.items()
+            if name != "stage"
+        ]
+
+        @functools.wraps(verb)
+        def command(**arguments: Any) -> None:
+            flags = {p.name: arguments.pop(p.name) or None if p.annotation is list else arguments.pop(p.name) for p in fields}
+            recipe, sets, as_json, dry_run = (arguments.pop(n) for n in ("recipe", "sets", "as_json", "dry_run"))
+            resolved = resolve(model, section=section, recipe=recipe, flags=flags, sets=sets or ())
+            if dry_run:
+                print_resolved(resolved, as_json=as_json)
+            else:
+                verb(**arguments, stage=Stage(resolved.settings, as_json))
+
+        command.__signature__ = inspect.Signature([*own, *fields, *_COMMON])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *fields, *_COMMON)}
+        return command
+
+    return decorate
+
+
+def print_resolved(resolved: Resolved[Any], *, as_json: bool) -> None:
+    """Prints each setting's value and origin."""
+    values = resolved.settings.model_dump(mode="json")
+    if as_json:
+        import json
+
+        print(json.dumps({k: {"value": v, "origin": resolved.origins[k]} for k, v in values.items()}, indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("setting", "value", "origin", box=None)
+    for name, value in values.items():
+        table.add_row(name, escape(str(value)), escape(resolved.origins[name]))
+    Console().print(table)
+
+
+def default_out(inputs: Sequence[Path], stage: str) -> Path:
+    """Returns where a stage writes without `-o`: beside the stage before, else `runs/<name of the input>/<stage>`."""
+    first = inputs[0]
+    if (first / "manifest.json").is_file():
+        return first.parent / stage
+    name = first.resolve().stem if str(first) != "-" else "stdin"
+    generic = name in ("rollouts", "results")
+    return Path("runs") / (first.resolve().parent.name if generic else name) / stage
+
+
+def interactive() -> bool:
+    """Whether a person watches standard error, where progress goes."""
+    return sys.stderr.isatty()
+
+
+_RECIPE = Annotated[Path | None, typer.Option("--recipe", help="YAML file with a section per stage.", show_default=False)]
+_SETS = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any setting; may be repeated.", show_default=False),
+]
+_DRY = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and their origins, and stop.")]
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_COMMON = [
+    inspect.Parameter("recipe", _KEYWORD, annotation=_RECIPE, default=None),
+    inspect.Parameter("sets", _KEYWORD, annotation=_SETS, default=None),
+    inspect.Parameter("as_json", _KEYWORD, annotation=Json, default=False),
+    inspect.Parameter("dry_run", _KEYWORD, annotation=_DRY, default=False),
+]
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter | None:
+    """One option; `None` for mappings, which are set from the recipe or with `--set key.sub=value`."""
+    kind = _without_none(field.annotation)
+    if get_origin(kind) is dict:
+        return None
+    flag = "--" + name.replace("_", "-")
+    declared = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+    option = typer.Option(*declared, help=f"{field.description} {_default_text(field)}".strip(), show_default=False)
+    return inspect.Parameter(name, _KEYWORD, annotation=Annotated[kind | None, option], default=None)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [a for a in get_args(annotation) if a is not type(None)]
+        return kinds[0] if len(kinds) == 1 else str
+    return annotation
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return "[required]"
+    default = field.get_default(call_default_factory=True)
+    source = field.json_schema_extra.get("source") if isinstance(field.json_schema_extra, dict) else None
+    if default is None or default == {}:
+        return f"[{source}]" if source else ""
+    return f"[default: {default}; {source}]" if source else f"[default: {default}]"

@@ -1,0 +1,56 @@
+"""`gymtrl validate`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gymtrl.cli.options import Out, Stage, default_out, stage_options
+from gymtrl.workspace.validate_settings import ValidateSettings
+
+FailOn = Annotated[
+    str | None,
+    typer.Option("--fail-on", help="Exit with status 1 when the outcome is this: regressed, or not-improved."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("validate")(validate)
+
+
+@stage_options(ValidateSettings, "validate")
+def validate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that 'train' wrote, or a model folder.")],
+    out: Out = None,
+    fail_on: FailOn = None,
+    *,
+    stage: Stage,
+) -> None:
+    """Try a checkpoint and its baseline on held-out tasks in Gym, and compare what they did."""
+    from gymtrl.comparison.outcome import check_outcome
+    from gymtrl.reports.comparison import render_comparison
+    from gymtrl.reports.progress import watch
+    from gymtrl.workspace.stage import once
+    from gymtrl.workspace.validate import read_comparison, validate_inputs
+    from gymtrl.workspace.validate import validate as run
+
+    check_outcome(None, fail_on)
+    folder = out or default_out([checkpoint], "validation")
+    with watch() as progress:
+        once(
+            folder,
+            verb="validate",
+            settings=stage.settings,
+            inputs=validate_inputs(checkpoint, stage.settings),
+            work=lambda: run(checkpoint, folder, stage.settings, progress=progress),
+        )
+    comparison = read_comparison(folder)
+    if stage.json:
+        sys.stdout.write((folder / "comparison.json").read_text())
+    else:
+        render_comparison(comparison)
+    raise typer.Exit(check_outcome(comparison, fail_on))

@@ -1,0 +1,1 @@
+"""Paired statistics of two collections of rollouts, and the verdict."""

@@ -1,0 +1,128 @@
+"""What every row must satisfy before it is written: the loss is on the assistant's words and on nothing else."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Literal
+
+from gymtrl.formats.templates import ModelTemplate, argument_texts, squeeze
+from gymtrl.rollouts.record import Message, Rollout
+
+IGNORED = -100
+"""Label of a token that carries no loss, as PyTorch's cross entropy takes it."""
+
+Route = Literal["recorded", "template", "prefixes"]
+
+_THINK_TAGS = re.compile(r"</?think(?:ing)?>")
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """The tokens of a row.
+
+    Attributes:
+        input_ids (`list[int]`): The whole conversation, shape (tokens,).
+        labels (`list[int]`): Same length; the id where the token carries loss, else -100. Not shifted.
+        spans (`tuple[tuple[int, int], ...]`): Half-open token ranges that carry loss, one an assistant turn.
+        route (`str`): How the tokens came about: `recorded`, `template` or `prefixes`.
+        flags (`tuple[str, ...]`): Remarks such as `developer_as_system`.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    spans: tuple[tuple[int, int], ...]
+    route: Route
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a row cannot be trained on.
+
+    Attributes:
+        reason (`str`): Code, such as `text_lost`.
+        detail (`str`): What was found, in words.
+    """
+
+    reason: str
+    detail: str
+
+
+def check_row(row: Tokenized, rollout: Rollout, template: ModelTemplate) -> Refusal | None:
+    """Checks a tokenized row against the rollout that it stands for. Returns what is wrong, or `None`."""
+    turns = [message for message in rollout.completion if message.role == "assistant"]
+    if len(row.labels) != len(row.input_ids) or len(row.spans) != len(turns):
+        return Refusal("mask_differs", f"{len(row.spans)} trained spans for {len(turns)} assistant turns")
+    inside = [False] * len(row.input_ids)
+    for start, end in row.spans:
+        inside[start:end] = [True] * (end - start)
+    expected = [token if yes else IGNORED for token, yes in zip(row.input_ids, inside, strict=True)]
+    if row.labels != expected or not any(inside):
+        return Refusal("mask_differs", "the labels do not cover exactly the assistant turns")
+    for (start, end), message in zip(row.spans, turns, strict=True):
+        ids = row.input_ids[start:end]
+        if not ids or ids[-1] not in template.end_ids:
+            return Refusal("turn_end_missing", "an assistant turn does not end with a token that ends a turn")
+        if ids[-1] in ids[:-1]:
+            return Refusal("turn_end_inside", "the token that ends a turn stands inside an assistant turn")
+        problem = turn_problem(template.decode(ids), message, template.scaffolds)
+        if problem is not None:
+            return problem
+    return _lost_text(row, rollout, template)
+
+
+def turn_problem(text: str, message: Message, scaffolds: frozenset[str]) -> Refusal | None:
+    """Compares the decoded tokens of a turn with the message that they stand for.
+
+    Args:
+        text (`str`): The turn's tokens, decoded without special tokens.
+        message (`Message`): The assistant message.
+        scaffolds (`frozenset[str]`): What may stand beside the words, without white space.
+
+    Returns:
+        `Refusal`, *optional*: `reasoning_lost` or `loss_text_differs`; `None` where the two agree.
+    """
+    rest = _normal(text)
+    reasoning, content = _normal(message.reasoning_content or "").strip(), _normal(message.content).strip()
+    if reasoning:
+        before, found, after = rest.partition(reasoning)
+        if not found:
+            return Refusal("reasoning_lost", "the chat template drops the reasoning of an assistant turn")
+        rest = before + after
+    if content:
+        # From the right: reasoning that stays in the text may hold the answer, too.
+        before, found, after = rest.rpartition(content)
+        if not found:
+            return Refusal("loss_text_differs", "the trained tokens do not hold the text of the assistant turn")
+        rest = before + after
+    for call in message.tool_calls:
+        if call.name not in rest:
+            return Refusal("loss_text_differs", f"the trained tokens do not hold the call of '{call.name}'")
+        for spellings in argument_texts(call.arguments):
+            if not any(_normal(spelling) in rest for spelling in spellings):
+                return Refusal("loss_text_differs", f"the trained tokens miss an argument of '{call.name}'")
+    if not message.tool_calls and squeeze(rest) not in scaffolds and squeeze(_THINK_TAGS.sub("", rest)):
+        return Refusal("loss_text_differs", f"the trained tokens hold more than the assistant turn: {rest.strip()[:80]!r}")
+    return None
+
+
+def _lost_text(row: Tokenized, rollout: Rollout, template: ModelTemplate) -> Refusal | None:
+    whole = _normal(template.decode(row.input_ids, skip_special=False))
+    for message in (*rollout.prompt, *rollout.completion):
+        if _normal(message.content).strip() not in whole:
+            return Refusal("text_lost", f"the text of a {message.role} message is not in the rendering")
+        for call in message.tool_calls:
+            if call.name not in whole:
+                return Refusal("text_lost", f"the call of '{call.name}' is not in the rendering")
+    for tool in rollout.tools:
+        name = tool.get("function", {}).get("name", "")
+        if name not in whole:
+            return Refusal("text_lost", f"the declaration of tool '{name}' is not in the rendering")
+    return None
+
+
+def _normal(text: str) -> str:
+    # Several tokenizers compose characters (NFC); the words stay the same.
+    return unicodedata.normalize("NFC", text)

@@ -1,0 +1,214 @@
+"""What a model's chat template can do, found by rendering probes, and the messages as it wants them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from gymtrl.errors import UserError
+from gymtrl.rollouts.record import Message
+from gymtrl.training.fingerprint import chat_template_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Chat = list[dict[str, Any]]
+
+RENDER_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+"""What templates raise on messages that they cannot hold."""
+
+_CONTENT, _REASONING = "qzContentzq", "qzReasoningzq"
+
+
+@dataclass(frozen=True)
+class ModelTemplate:
+    """A tokenizer with its chat template and what the template can hold.
+
+    Attributes:
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+        stock (`str`): The template that the model ships; a server renders prompts with it.
+        marked (`str`, *optional*): A template that marks the assistant's part: the stock one where it has generation
+            tags, else TRL's training variant of it, else `None`.
+        tools (`bool`): Declared tools, calls and tool results all show in the rendering.
+        developer (`bool`): The template has a place for the developer role.
+        end_ids (`frozenset[int]`): Tokens that end an assistant turn.
+        scaffolds (`frozenset[str]`): What a turn's tokens hold beside its text, such as empty think tags; without
+            white space.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    stock: str
+    marked: str | None
+    tools: bool
+    developer: bool
+    end_ids: frozenset[int]
+    scaffolds: frozenset[str]
+
+    def render(
+        self, chat: Chat, tools: list[dict[str, Any]] | None, *, template: str, generation_prompt: bool = False
+    ) -> str:
+        """Renders to text. Raises what the template raises, see `RENDER_ERRORS`."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat, tools=tools, chat_template=template, add_generation_prompt=generation_prompt, tokenize=False
+            )
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a rendered text, which holds its special tokens already."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of `ids`, spaces left as they are."""
+        return str(
+            self.tokenizer.decode(ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+        )
+
+
+def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
+    """Probes the chat template of `tokenizer`.
+
+    Raises:
+        UserError: The tokenizer has no chat template.
+    """
+    stock = chat_template_of(tokenizer)
+    if not stock:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} has no chat template",
+            remedy="use the instruct variant of the model, or put a chat_template.jinja into its folder",
+        )
+    bare = ModelTemplate(
+        tokenizer=tokenizer,
+        stock=stock,
+        marked=_marked(tokenizer, stock),
+        tools=_holds_tools(tokenizer),
+        developer="developer" in stock,
+        end_ids=frozenset(),
+        scaffolds=frozenset(),
+    )
+    end_ids, scaffolds = _probe_turns(bare)
+    return ModelTemplate(
+        tokenizer=tokenizer,
+        stock=stock,
+        marked=bare.marked,
+        tools=bare.tools,
+        developer=bare.developer,
+        end_ids=end_ids,
+        scaffolds=scaffolds,
+    )
+
+
+def to_chat(messages: Sequence[Message], *, developer_as_system: bool = False) -> Chat:
+    """Turns messages into what templates take: arguments as objects, no key without a value.
+
+    Args:
+        messages (`Sequence[Message]`): Of one rollout.
+        developer_as_system (`bool`, *optional*, defaults to `False`): Write `system` for `developer`.
+    """
+    chat: Chat = []
+    for message in messages:
+        role = "system" if developer_as_system and message.role == "developer" else message.role
+        entry: dict[str, Any] = {"role": role, "content": message.content}
+        if message.reasoning_content is not None:
+            entry["reasoning_content"] = message.reasoning_content
+        if message.images:
+            entry["images"] = list(message.images)
+        if message.tool_calls:
+            entry["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id is not None:
+            entry["tool_call_id"] = message.tool_call_id
+        if message.name is not None:
+            entry["name"] = message.name
+        chat.append(entry)
+    return chat
+
+
+def argument_texts(arguments: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Lists, for every key and leaf of a call's arguments, the spellings of which a rendering must show one."""
+    found: list[tuple[str, ...]] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                found.append(_spellings(str(key)))
+                walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner)
+        elif isinstance(value, str):
+            found.append(_spellings(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((json.dumps(value),))
+
+    walk(arguments)
+    return found
+
+
+def _spellings(text: str) -> tuple[str, ...]:
+    # Templates print a string bare, as JSON, or as JSON that is safe within HTML.
+    plain = json.dumps(text, ensure_ascii=False)[1:-1]
+    escaped = json.dumps(text)[1:-1]
+    html = escaped
+    for character in "<>&'":
+        html = html.replace(character, f"\\u{ord(character):04x}")
+    return (text, text.strip(), plain, escaped, html)
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, stock: str) -> str | None:
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    try:
+        training = get_training_chat_template(tokenizer)
+    except RENDER_ERRORS:
+        training = None  # a template that TRL does not know, or one that its probes break
+    if training is not None:
+        return str(training)
+    return stock if has_generation_markers(stock) else None
+
+
+def _holds_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    from trl.chat_template_utils import supports_tool_calling
+
+    try:
+        return bool(supports_tool_calling(tokenizer))
+    except RENDER_ERRORS:
+        return False
+
+
+def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:
+    """Finds what stands around an assistant's text: the tokens that end a turn, and the scaffold of a turn."""
+    added = set(bare.tokenizer.get_added_vocab().values())
+    end_ids: set[int] = set() if bare.tokenizer.eos_token_id is None else {bare.tokenizer.eos_token_id}
+    scaffolds = {""}
+    user = {"role": "user", "content": "qzUserzq"}
+    plain = {"role": "assistant", "content": _CONTENT}
+    thinking = {**plain, "reasoning_content": _REASONING}
+    for template in {bare.stock, bare.marked or bare.stock}:
+        for turn in (plain, thinking):
+            for after in ([], [user, plain]):
+                try:
+                    head = bare.render([user], None, template=template, generation_prompt=True)
+                    text = bare.render([user, turn, *after], None, template=template)
+                except RENDER_ERRORS:
+                    continue
+                tail = bare.encode(text.split(_CONTENT, 1)[-1])
+                ends = [token for token in tail[:3] if token in added]
+                end_ids.update(ends[:1])
+                cut = 0
+                while cut < min(len(head), len(text)) and head[cut] == text[cut]:
+                    cut += 1
+                body = text[cut:].split(_CONTENT, 1)[0].replace(_REASONING, "")
+                scaffolds.add(squeeze(bare.decode(bare.encode(body))))
+    return frozenset(end_ids), frozenset(scaffolds)
+
+
+def squeeze(text: str) -> str:
+    """Returns `text` without white space."""
+    return "".join(text.split())

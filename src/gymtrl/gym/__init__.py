@@ -1,0 +1,1 @@
+"""A NeMo Gym installation: create it, start its servers, collect rollouts from running agents."""

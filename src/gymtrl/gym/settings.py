@@ -1,0 +1,37 @@
+"""Settings of `gym setup` and of collecting rollouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+
+class GymSetupSettings(BaseModel, extra="forbid"):
+    """What to install, and where."""
+
+    servers: list[str] = Field(
+        default=["reasoning_gym"],
+        description="Resources servers whose packages to install beside Gym, by their names in Gym.",
+    )
+    python: str | None = Field(
+        default=None, description="Interpreter for Gym's environment; searched for on PATH, in pyenv and in uv if not given."
+    )
+    version: str | None = Field(
+        default=None, description="nemo-gym version; the newest that the interpreter admits if not given."
+    )
+    home: Path | None = Field(
+        default=None, description="Folder for the environment; $GYMTRL_HOME/gym or ~/.cache/gymtrl/gym if not given."
+    )
+
+
+class CollectSettings(BaseModel, extra="forbid"):
+    """How rollouts are collected; the same before and after, or the comparison means nothing."""
+
+    repeats: int = Field(default=4, ge=1, description="Rollouts per task.")
+    temperature: float = Field(default=1.0, ge=0, description="Sampling temperature.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling.")
+    max_output_tokens: int = Field(default=512, ge=1, description="Tokens that the policy may generate per model call.")
+    concurrency: int = Field(default=64, ge=1, description="Rollouts under way at once.")
+    timeout: float = Field(default=600.0, gt=0, description="Seconds after which one rollout counts as failed.")
+    seed: int = Field(default=0, ge=0, description="Every task and repeat samples with a seed of its own, derived from this.")

@@ -1,0 +1,33 @@
+"""What a stage did, for a terminal, from its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gymtrl.workspace.artefact import Manifest
+
+
+def render_manifest(folder: Path, manifest: Manifest, console: Console | None = None) -> None:
+    """Prints counts, reasons for drops, further facts and the folder's path."""
+    console = console or Console()
+    counts = manifest.counts
+    if counts is not None:
+        console.print(f"[bold]{counts.read}[/] read, [bold]{counts.written}[/] kept, {sum(counts.dropped.values())} dropped")
+        if counts.dropped:
+            table = Table(box=None, show_header=False, padding=(0, 2))
+            for reason, number in sorted(counts.dropped.items(), key=lambda item: -item[1]):
+                table.add_row(str(number), escape(reason))
+            console.print(table)
+    for key, value in manifest.extra.items():
+        if isinstance(value, str | int | float) and not _is_hash(value):
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            console.print(f"{escape(key.replace('_', ' '))}: {escape(shown)}", soft_wrap=True)
+    console.print(f"[green]→[/] {escape(str(folder))}", soft_wrap=True)
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value)

@@ -1,0 +1,1 @@
+"""What NeMo Gym wrote: one typed record a rollout, one verdict a line."""

@@ -1,0 +1,1 @@
+"""Which rollouts to train on, and which tasks to keep for the comparison."""

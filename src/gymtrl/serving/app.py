@@ -1,0 +1,249 @@
+"""The HTTP side: chat completions, prompt tokens, models and health, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gymtrl.errors import GymtrlError, RunError, UserError
+from gymtrl.serving.chat import parse_tool_calls, prompt_ids
+from gymtrl.serving.engine import Engine, GenerationRequest, GenerationResult, decode
+from gymtrl.serving.sampling import Sampling
+from gymtrl.serving.schema import BadRequest, ChatMessage, ChatRequest, TokenizeRequest, Tool, parse
+
+
+def create_app(engine: Engine, served_name: str) -> Starlette:
+    """Makes the ASGI application around a running engine.
+
+    Args:
+        engine (`Engine`): Generates; closing it is the caller's task.
+        served_name (`str`): The model's name; requests for another one get status 404.
+
+    Returns:
+        `Starlette`: `POST /v1/chat/completions`, `POST /tokenize`, `GET /v1/models`, `GET /health`. Errors are JSON
+        `{"error": {"message", "type", "param", "code"}}`: 400 for a bad request, 404 for an unknown model, 500 when
+        generation broke, 503 when the server is stopping.
+    """
+    created = int(time.time())
+
+    async def chat_completions(request: Request) -> Response:
+        asked = parse(ChatRequest, await _body(request))
+        _check_model(asked.model, served_name)
+        prompt = _prompt(engine, asked.messages, asked.tools, asked.chat_template_kwargs)
+        generation = _generation(engine, asked, prompt)
+        result = await _result(engine, generation, request)
+        if result is None:
+            # Nobody is there to read it; the status is the customary one for a client that left.
+            return Response(status_code=499)
+        return JSONResponse(_completion(engine, served_name, asked, generation, result))
+
+    async def tokenize(request: Request) -> Response:
+        asked = parse(TokenizeRequest, await _body(request))
+        _check_model(asked.model, served_name)
+        tokens = _prompt(engine, asked.messages, asked.tools, asked.chat_template_kwargs)
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": engine.max_length})
+
+    async def models(request: Request) -> Response:
+        entry = {
+            "id": served_name,
+            "object": "model",
+            "created": created,
+            "owned_by": "gymtrl",
+            "max_model_len": engine.max_length,
+        }
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def health(request: Request) -> Response:
+        state: dict[str, Any] = {
+            "status": "failed" if engine.failure else "ok",
+            "model": served_name,
+            "running": engine.running,
+            "waiting": engine.waiting,
+        }
+        if engine.failure:
+            state["message"] = engine.failure
+        return JSONResponse(state, status_code=500 if engine.failure else 200)
+
+    def run_error(request: Request, error: Exception) -> Response:
+        # A failed engine stays failed; a closed one belongs to a server that is stopping.
+        return _error(500 if engine.failure else 503, error, "server_error")
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/health", health),
+        ],
+        exception_handlers={
+            UserError: lambda _, error: _error(400, error, "invalid_request_error"),
+            RunError: run_error,
+            HTTPException: lambda _, error: _error(error.status_code, error, "invalid_request_error", error.detail),
+            Exception: lambda _, error: _error(500, error, "server_error", f"internal error: {error!r}"),
+        },
+    )
+
+
+def _error(status: int, error: Exception, kind: str, message: str | None = None) -> JSONResponse:
+    if message is None:
+        message = str(error)
+        if isinstance(error, GymtrlError) and error.remedy:
+            message = f"{message}; {error.remedy}"
+    content = {
+        "message": message,
+        "type": kind,
+        "param": getattr(error, "param", None),
+        "code": status,
+    }
+    return JSONResponse({"error": content}, status_code=status)
+
+
+async def _body(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except ValueError as error:
+        raise BadRequest(f"the request body is no JSON: {error}") from None
+
+
+def _check_model(asked: str | None, served: str) -> None:
+    if asked is not None and asked != served:
+        raise HTTPException(404, f"there is no model '{asked}' here; this server has '{served}'")
+
+
+def _prompt(
+    engine: Engine,
+    messages: list[ChatMessage],
+    tools: list[Tool] | None,
+    template_kwargs: dict[str, Any] | None,
+) -> tuple[int, ...]:
+    return prompt_ids(
+        engine.tokenizer,
+        [message.for_template() for message in messages],
+        [tool.for_template() for tool in tools or []],
+        template_kwargs,
+    )
+
+
+def _generation(engine: Engine, asked: ChatRequest, prompt: tuple[int, ...]) -> GenerationRequest:
+    room = engine.max_length - len(prompt)
+    limit = asked.token_limit or room
+    if limit > room or room < 1:
+        # Gym knows a full context by these words, and takes it for an empty reply that was cut off.
+        raise BadRequest(
+            f"This model's maximum context length is {engine.max_length} tokens. However, you requested "
+            f"{len(prompt) + max(limit, 1)} tokens ({len(prompt)} in the messages, {max(limit, 1)} in the "
+            "completion). Please reduce the length of the messages or completion.",
+            param="messages",
+        )
+    return GenerationRequest(
+        prompt_ids=prompt,
+        max_new_tokens=limit,
+        sampling=Sampling(
+            temperature=1.0 if asked.temperature is None else asked.temperature,
+            top_p=1.0 if asked.top_p is None else asked.top_p,
+            top_k=max(asked.top_k or 0, 0),
+            min_p=asked.min_p or 0.0,
+        ),
+        seed=asked.seed,
+        stop=asked.stop_texts,
+    )
+
+
+async def _result(engine: Engine, generation: GenerationRequest, request: Request) -> GenerationResult | None:
+    """Waits for the engine; None when the client has gone, whose row is then dropped."""
+    future = asyncio.wrap_future(engine.submit(generation))
+    gone = asyncio.ensure_future(_disconnected(request))
+    either: set[asyncio.Future[Any]] = {future, gone}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            return None
+        return future.result()
+    finally:
+        future.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _completion(
+    engine: Engine,
+    served_name: str,
+    asked: ChatRequest,
+    generation: GenerationRequest,
+    result: GenerationResult,
+) -> dict[str, Any]:
+    ids = result.token_ids[:-1] if result.ended else result.token_ids
+    text = decode(engine.tokenizer, ids)
+    finish_reason: str = result.finish_reason
+    if result.finish_reason == "stop" and not result.ended:
+        text = text[: min(place for stop in generation.stop if (place := text.find(stop)) >= 0)]
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if asked.tools and asked.tool_choice != "none":
+        # With special tokens, as some tokenizers count the tags among them.
+        rest, calls = parse_tool_calls(decode(engine.tokenizer, ids, special=True))
+        if asked.parallel_tool_calls is False:
+            calls = calls[:1]
+        if calls:
+            message["content"] = rest or None
+            message["tool_calls"] = [
+                {
+                    "id": f"call_{uuid.uuid4().hex}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in calls
+            ]
+            # A reply that was cut off stays marked as such, although a whole call came before the cut.
+            finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
+    if asked.wants_token_ids:
+        message["prompt_token_ids"] = generation.prompt_ids
+        message["generation_token_ids"] = result.token_ids
+        message["generation_log_probs"] = result.log_probs
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": {"content": _log_probs(engine, asked, result)} if asked.logprobs else None,
+        "finish_reason": finish_reason,
+    }
+    prompt, completion = len(generation.prompt_ids), len(result.token_ids)
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": served_name,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": result.cached_tokens},
+        },
+    }
+
+
+def _log_probs(engine: Engine, asked: ChatRequest, result: GenerationResult) -> list[dict[str, Any]]:
+    entries = []
+    for token, log_prob in zip(result.token_ids, result.log_probs, strict=True):
+        piece = decode(engine.tokenizer, (token,), special=True)
+        entries.append(
+            {
+                "token": f"token_id:{token}" if asked.return_tokens_as_token_ids else piece,
+                "logprob": log_prob,
+                "bytes": list(piece.encode()),
+                "top_logprobs": [],
+            }
+        )
+    return entries

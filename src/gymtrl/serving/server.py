@@ -1,0 +1,175 @@
+"""A model folder behind a port: load, check, listen, stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import uvicorn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from gymtrl.errors import RunError, UserError
+from gymtrl.serving.app import create_app
+from gymtrl.serving.engine import Engine
+from gymtrl.serving.suitability import refuse_unsuitable
+
+
+def load_model(model_dir: Path, *, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a checkpoint folder for serving.
+
+    Args:
+        model_dir (`Path`): Folder with config, weights and tokenizer. No code in it is run.
+        device (`str`, *optional*): Torch device. By default the GPU if there is one, else the CPU.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model in evaluation mode, in float32 on a CPU and in its
+        own precision elsewhere, and its tokenizer.
+
+    Raises:
+        UserError: The folder holds no model that this server can serve right.
+    """
+    if not model_dir.is_dir():
+        raise UserError(f"{model_dir} is no folder", remedy="give the folder of a checkpoint")
+    if (model_dir / "adapter_config.json").exists() and not (model_dir / "config.json").exists():
+        raise UserError(
+            f"{model_dir} holds a LoRA adapter, not a whole model",
+            remedy="merge it into its base model first: peft's merge_and_unload, then save_pretrained",
+        )
+    if not (model_dir / "config.json").exists():
+        raise UserError(f"{model_dir} has no config.json", remedy="give the folder of a checkpoint")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+        refuse_unsuitable(config)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            trust_remote_code=False,
+            dtype=torch.float32 if device == "cpu" else "auto",
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{model_dir} cannot be loaded: {first_line}",
+            remedy="give a folder that AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained load",
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return model.to(device).eval(), tokenizer
+
+
+def serve(
+    model_dir: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    served_name: str | None = None,
+    max_batch: int = 64,
+    threads: int | None = None,
+    device: str | None = None,
+    ready_file: Path | None = None,
+) -> None:
+    """Serves a checkpoint until SIGTERM or SIGINT; requests still running then get status 503.
+
+    Args:
+        model_dir (`Path`): Folder of the checkpoint.
+        host (`str`, *optional*, defaults to `"127.0.0.1"`): Address to listen on. There is no authentication: whoever
+            can reach it can use it.
+        port (`int`, *optional*, defaults to 0): Port; 0 picks a free one.
+        served_name (`str`, *optional*): The model's name in requests. The folder's name by default.
+        max_batch (`int`, *optional*, defaults to 64): Requests generated together at most.
+        threads (`int`, *optional*): CPU threads for torch. Its own choice by default.
+        device (`str`, *optional*): Torch device. By default the GPU if there is one, else the CPU.
+        ready_file (`Path`, *optional*): Written when the model answers: JSON with `url`, `pid` and `model`. Removed
+            at the end.
+
+    Raises:
+        UserError: The folder cannot be served.
+        RunError: The address cannot be listened on.
+    """
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # Before the model, which takes long to load; nobody is let in until then.
+    with _bound(host, port) as listener:
+        model, tokenizer = load_model(model_dir, device=device)
+        engine = Engine(model, tokenizer, max_batch=max_batch)
+        name = served_name or model_dir.resolve().name
+        shown = f"[{host}]" if ":" in host else host
+        ready = {
+            "url": f"http://{shown}:{listener.getsockname()[1]}",
+            "pid": os.getpid(),
+            "model": name,
+        }
+        config = uvicorn.Config(
+            create_app(engine, name),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            # Idle connections of a client's pool live longer than its pauses between turns.
+            timeout_keep_alive=300,
+        )
+        try:
+            _Server(config, engine, ready, ready_file).run(sockets=[listener])
+        finally:
+            engine.close(timeout=0.5)
+            if ready_file is not None:
+                ready_file.unlink(missing_ok=True)
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and fails running requests when it is told to stop, so that it need not wait for them."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, ready: dict[str, Any], ready_file: Path | None) -> None:
+        super().__init__(config)
+        self.engine, self.ready, self.ready_file = engine, ready, ready_file
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(f"serving {self.ready['model']} at {self.ready['url']}/v1", flush=True)
+        if self.ready_file is not None:
+            partial = self.ready_file.with_name(f".{self.ready_file.name}.{os.getpid()}")
+            partial.write_text(json.dumps(self.ready) + "\n")
+            os.replace(partial, self.ready_file)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Without uvicorn's own handler, which raises the signal again at the end: a stop asked for is a clean exit.
+        self.should_exit = True
+        self.engine.close(timeout=0)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise RunError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            remedy="stop what uses that port, or give another one (0 picks a free one)",
+        ) from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,59 @@
+"""Checkpoints that can be trusted: each is sealed when it is complete, and only sealed ones are resumed from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+_SEAL = "sealed.json"
+
+
+class Seal(TrainerCallback):
+    """Seals each checkpoint once all of it is on disk: a list of its files with their sizes, written last."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        sizes = {}
+        for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())  # a seal must not outlive a power cut that its files do not
+            sizes[str(file.relative_to(folder))] = file.stat().st_size
+        partial = folder / f".{_SEAL}"
+        partial.write_text(json.dumps(sizes), encoding="utf-8")
+        partial.replace(folder / _SEAL)
+
+
+def last_sealed(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint below `folder`, and deletes the torn ones, which no run can use."""
+    whole = []
+    for step, path in sorted(_checkpoints(folder)):
+        if _is_whole(path):
+            whole.append((step, path))
+        else:
+            shutil.rmtree(path)
+    return whole[-1][1] if whole else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    return [(step_of(path), path) for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        sizes = json.loads((path / _SEAL).read_text(encoding="utf-8"))
+        return bool(sizes) and all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False

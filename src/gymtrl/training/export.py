@@ -1,0 +1,125 @@
+"""What training leaves: an adapter, a model that plain transformers loads, and a card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gymtrl.training.data import TrainingData
+from gymtrl.training.fingerprint import TOKENIZER_FILES, model_file
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_SHIPPED = (*TOKENIZER_FILES, "generation_config.json")
+
+_CARD = """\
+---
+library_name: transformers
+tags: [trl, sft]
+---
+
+# {name}
+
+`{base}` trained with TRL's `SFTTrainer` ({method}) on {rows:,} rollouts, {steps:,} steps of {batch} rows. `model/` loads
+with `AutoModelForCausalLM.from_pretrained`; tokenizer, chat template and generation settings are those of the base
+model.{adapter}
+
+| | |
+|---|---|
+{facts}
+
+## Data
+
+{tokens:,} tokens, of which {loss_tokens:,} carry loss. Made by `{verb}` from:
+
+{inputs}
+
+## Settings
+
+| setting | value |
+|---|---|
+{settings}
+"""
+
+
+def save_weights(trained: Any, out: Path, config: PretrainedConfig, *, lora: bool) -> None:
+    """Writes `adapter/` (LoRA) and `model/` with the weights in the type of the base model.
+
+    Args:
+        trained (`PreTrainedModel` or `PeftModel`): The trained model; an adapter is merged into it.
+        out (`Path`): Folder to write into; what an interrupted attempt left there is replaced.
+        config (`PretrainedConfig`): Of the base model, before training touched it.
+        lora (`bool`): `trained` carries an adapter.
+    """
+    for name in ("adapter", "model"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    if lora:
+        trained.save_pretrained(out / "adapter")
+        trained = trained.merge_and_unload()
+    if config.dtype is not None:
+        trained = trained.to(config.dtype)
+    # The trainer sets a padding token for itself.
+    trained.config.get_text_config().pad_token_id = config.get_text_config().pad_token_id
+    trained.save_pretrained(out / "model")
+
+
+def copy_tokenizer(base: str, out: Path) -> None:
+    """Copies tokenizer, chat template and generation settings of the base model byte by byte, so that a server renders
+    the same prompts as before."""
+    (out / "generation_config.json").unlink(missing_ok=True)
+    for name in _SHIPPED:
+        path = model_file(base, name)
+        if path is not None:
+            shutil.copyfile(path, out / name)
+
+
+def write_card(
+    out: Path,
+    *,
+    name: str,
+    base: str,
+    lora: bool,
+    data: TrainingData,
+    steps: int,
+    batch: int,
+    facts: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    """Writes the model card: from which rollouts, with which settings, with which result.
+
+    Args:
+        out (`Path`): Folder to write `README.md` into.
+        name (`str`): Title.
+        base (`str`): The model that was trained.
+        lora (`bool`): An adapter was trained.
+        data (`TrainingData`): What it was trained on.
+        steps, batch (`int`): Optimizer steps and the rows of each.
+        facts (`dict[str, Any]`): Results, by name.
+        settings (`dict[str, Any]`): Resolved settings.
+    """
+    text = _CARD.format(
+        name=name,
+        base=base,
+        method="LoRA" if lora else "every weight",
+        adapter=" The adapter alone is in `adapter/`." if lora else "",
+        rows=data.train.rows,
+        tokens=data.train.tokens,
+        loss_tokens=data.train.loss_tokens,
+        steps=steps,
+        batch=batch,
+        verb=data.manifest.verb,
+        facts=_table(facts),
+        inputs="\n".join(f"- `{item.path}`, SHA-256 `{item.sha256}`" for item in data.manifest.inputs),
+        settings=_table(settings),
+    )
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _table(values: dict[str, Any]) -> str:
+    return "\n".join(f"| {name} | {_cell(value)} |" for name, value in values.items() if value is not None)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")

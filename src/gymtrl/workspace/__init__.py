@@ -1,0 +1,1 @@
+"""Artefact folders, settings and recipes: what ties the stages together."""

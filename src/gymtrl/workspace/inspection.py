@@ -1,0 +1,3 @@
+"""Inspecting rollout files, and the rollout table on the way."""
+
+from __future__ import annotations

@@ -1,0 +1,118 @@
+"""A Gym that stays up while the policy behind it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gymtrl.errors import UserError
+from gymtrl.gym.collect import Collection, Row, collect, finished
+from gymtrl.gym.install import require_installation
+from gymtrl.gym.servers import RunningGym, find_running, free_port, running_gym
+from gymtrl.gym.settings import CollectSettings
+from gymtrl.serving.launch import serving
+
+POLICY = "policy"
+Progress = Callable[[str, int, int], None]
+"""Receives a stage's name, how much of it is done, and how much there is (0 where nobody knows)."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+@dataclass
+class GymSession:
+    """A Gym that stays up while the policy behind it changes.
+
+    Attributes:
+        port (`int`): Port on which the policy is served.
+        folder (`Path`): Receives logs.
+        progress (`Progress`): Told about waiting and collecting.
+    """
+
+    server: str
+    port: int
+    folder: Path
+    gym_home: Path | None = None
+    head: str | None = None
+    progress: Progress = silent
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _gym: RunningGym | None = None
+
+    def collect(
+        self, model: Path, tasks: list[Row], out: Path, settings: CollectSettings, *, agent: str | None, name: str
+    ) -> Collection:
+        """Serves `model` and collects its rollouts; both end when the last rollout is in.
+
+        Gym is started at the first call and is up as long as the session.
+        """
+        done = finished(tasks, out, settings, agent)
+        if done is not None:
+            return done
+        with serving(
+            model,
+            name=POLICY,
+            port=self.port,
+            folder=self.folder,
+            max_batch=settings.concurrency,
+            tick=lambda seconds: self.progress("loading the model", int(seconds), 0),
+        ) as endpoint:
+            return collect(
+                self._running(),
+                tasks,
+                out,
+                settings,
+                agent=agent,
+                check=endpoint.check,
+                progress=lambda done, total: self.progress(name, done, total),
+            )
+
+    def _running(self) -> RunningGym:
+        if self._gym is None and self.head is not None:
+            self._gym = find_running(self.head)
+            if self._gym is None:
+                raise UserError(f"no Gym answers at {self.head}", remedy="start it, or leave --head out")
+        if self._gym is None:
+            self._gym = self._stack.enter_context(
+                running_gym(
+                    require_installation(self.gym_home, self.server),
+                    server=self.server,
+                    policy_url=f"http://127.0.0.1:{self.port}/v1",
+                    policy_name=POLICY,
+                    folder=self.folder,
+                    tick=lambda seconds: self.progress("starting Gym", int(seconds), 0),
+                )
+            )
+        return self._gym
+
+
+@contextmanager
+def gym_session(
+    server: str,
+    folder: Path,
+    *,
+    gym_home: Path | None = None,
+    head: str | None = None,
+    port: int | None = None,
+    progress: Progress = silent,
+) -> Iterator[GymSession]:
+    """Opens a session; at its end everything that it started is stopped.
+
+    Args:
+        server (`str`): Gym's resources server.
+        folder (`Path`): Receives logs and Gym's configuration.
+        gym_home (`Path`, *optional*): Where Gym is installed.
+        head (`str`, *optional*): URL of a running Gym's head server, used instead of an own one.
+        port (`int`, *optional*): Port of the endpoint; a free one by default.
+        progress (`Progress`, *optional*): Told about waiting and collecting.
+
+    Raises:
+        UserError: Gym is not installed and none runs.
+    """
+    if head is None:
+        require_installation(gym_home, server)
+    with ExitStack() as stack:
+        yield GymSession(server, port or free_port(), folder, gym_home, head, progress, stack)

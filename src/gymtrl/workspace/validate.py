@@ -1,0 +1,103 @@
+"""Validation: two models on the same held-out tasks in the same Gym, and the comparison of what they did."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from gymtrl.comparison.compare import Comparison, compare_files
+from gymtrl.errors import UserError
+from gymtrl.gym.collect import read_tasks
+from gymtrl.workspace.artefact import artefact
+from gymtrl.workspace.session import GymSession, Progress, gym_session, silent
+from gymtrl.workspace.validate_settings import ValidateSettings
+
+
+def model_folder(path: Path) -> Path:
+    """Returns the folder that transformers loads: `path` itself, or the merged model of a training run.
+
+    Raises:
+        UserError: Neither is there.
+    """
+    for folder in (path / "model", path):
+        if (folder / "config.json").is_file():
+            return folder
+    remedy = "give a model folder, or the folder that 'gymtrl train' wrote"
+    raise UserError(f"{path} {'holds no model' if path.exists() else 'does not exist'}", remedy=remedy)
+
+
+def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
+    """Returns what a validation reads: the checkpoint's model, the baseline's model or rollouts, the tasks.
+
+    Raises:
+        UserError: One of them is missing.
+    """
+    if settings.tasks is None:
+        raise UserError("no tasks to validate on", remedy="give --tasks, such as heldout_inputs.jsonl of the filter folder")
+    if not settings.tasks.is_file():
+        raise UserError(f"{settings.tasks} does not exist", remedy="give a JSONL file of Gym tasks with --tasks")
+    baseline = Path(settings.baseline)
+    return [model_folder(checkpoint), baseline if baseline.is_file() else model_folder(baseline), settings.tasks]
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Reads the comparison that a validation wrote."""
+    return msgspec.json.decode((folder / "comparison.json").read_bytes(), type=Comparison)
+
+
+def validate(
+    checkpoint: Path,
+    out: Path,
+    settings: ValidateSettings,
+    *,
+    session: GymSession | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Collects rollouts of the baseline and the checkpoint on held-out tasks, and compares them.
+
+    Writes `before/rollouts.jsonl`, `after/rollouts.jsonl` with Gym's sidecars, and `comparison.json`. An interrupted
+    validation goes on where it stopped.
+
+    Args:
+        checkpoint (`Path`): Model folder, or what `train` wrote.
+        out (`Path`): Folder to write.
+        settings (`ValidateSettings`): Tasks, baseline, sampling.
+        session (`GymSession`, *optional*): A running session to use; else one is opened and closed.
+        progress (`Progress`, *optional*): Told about waiting and collecting.
+
+    Raises:
+        UserError: Bad input. RunError: Gym or the endpoint failed.
+    """
+    inputs = validate_inputs(checkpoint, settings)
+    after_model, before, task_file = inputs
+    tasks = read_tasks(task_file)
+    with artefact(out, verb="validate", settings=settings, inputs=inputs, resumable=True) as draft, ExitStack() as stack:
+        if session is None:
+            session = stack.enter_context(
+                gym_session(
+                    settings.server,
+                    draft.path / "logs",
+                    gym_home=settings.gym_home,
+                    head=settings.head,
+                    port=settings.endpoint_port,
+                    progress=progress,
+                )
+            )
+        if before.is_dir():
+            before_model, before = before, draft.path / "before" / "rollouts.jsonl"
+            session.collect(before_model, tasks, before, settings, agent=settings.agent, name="before")
+        after = draft.path / "after" / "rollouts.jsonl"
+        collected = session.collect(after_model, tasks, after, settings, agent=settings.agent, name="after")
+        comparison = compare_files([before], [after], cluster=settings.cluster)
+        encoded = msgspec.json.format(msgspec.json.encode(comparison), indent=2)
+        (draft.path / "comparison.json").write_bytes(encoded)
+        draft.extra |= {
+            "verdict": comparison.verdict,
+            "outcome": comparison.outcome,
+            "tasks": len(tasks),
+            "rollouts_after": collected.collected,
+            "failed_after": collected.failed,
+        }
+    return comparison

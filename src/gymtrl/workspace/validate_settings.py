@@ -1,0 +1,33 @@
+"""Settings of `validate`; importing them is light."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from gymtrl.gym.settings import CollectSettings
+
+
+class ValidateSettings(CollectSettings):
+    """Where and how the two models are tried."""
+
+    baseline: str = Field(description="What to compare with: the model before training, or rollouts of it (JSONL).")
+    tasks: Path | None = Field(
+        default=None, description="Held-out tasks (JSONL), such as the heldout_inputs.jsonl that filter wrote."
+    )
+    server: str = Field(default="reasoning_gym", description="Gym's resources server.")
+    agent: str | None = Field(default=None, description="Agent for all tasks; each task's own agent_ref if not given.")
+    cluster: str | None = Field(
+        default=None, description="JSON path whose value names a task's cluster, as given to filter."
+    )
+    head: str | None = Field(
+        default=None, description="URL of a running Gym's head server; if not given, Gym is started and stopped."
+    )
+    endpoint_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port of the endpoint; a free one if not given. With --head, the port of its policy_base_url.",
+    )
+    gym_home: Path | None = Field(default=None, description="Where 'gym setup' installed Gym, if not in its usual place.")

@@ -1,0 +1,289 @@
+"""Which tokens carry loss: expected ids are put together by hand from the pieces that the model has to produce."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gymtrl.formats.checks import Refusal, Tokenized, check_row
+from gymtrl.formats.masks import tokenize
+from gymtrl.formats.templates import ModelTemplate, model_template
+from gymtrl.rollouts.record import Message, Origin, RecordedTurn, Rollout, ToolCall
+
+TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
+
+
+def rollout(prompt: list[Message], completion: list[Message], **fields: Any) -> Rollout:
+    values: dict[str, Any] = {
+        "origin": Origin("rollouts.jsonl", 1, 0, 1, "0" * 16),
+        "prompt": tuple(prompt),
+        "completion": tuple(completion),
+        "tools": (),
+        "reward": 1.0,
+        "task_key": "t",
+        "input_key": None,
+        "cluster_key": "t",
+        "turns": sum(m.role == "assistant" for m in completion),
+        "n_tool_calls": 0,
+        "truncated": False,
+        "masked": False,
+        "flags": (),
+        "recorded": (),
+        **dict.fromkeys(["agent", "environment", "model", "task_index", "rollout_index", "input_tokens", "output_tokens"]),
+    }
+    return Rollout(**(values | fields))
+
+
+def call(name: str, arguments: dict[str, Any], call_id: str = "c1") -> ToolCall:
+    return ToolCall(id=call_id, name=name, arguments=arguments, arguments_json=json.dumps(arguments))
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def assistant(text: str = "", *calls: ToolCall, reasoning: str | None = None) -> Message:
+    return Message("assistant", text, tool_calls=calls, reasoning_content=reasoning)
+
+
+def tool(text: str, call_id: str = "c1") -> Message:
+    return Message("tool", text, tool_call_id=call_id, name="add")
+
+
+@pytest.fixture(scope="session")
+def own(smollm2_dir: Path) -> ModelTemplate:
+    from transformers import AutoTokenizer
+
+    return model_template(AutoTokenizer.from_pretrained(smollm2_dir))
+
+
+def with_template(own: ModelTemplate, name: str) -> ModelTemplate:
+    import copy
+
+    import trl
+
+    tokenizer = copy.deepcopy(own.tokenizer)
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    return model_template(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def qwen(own: ModelTemplate) -> ModelTemplate:
+    return with_template(own, "qwen2_5")
+
+
+def loss_parts(row: Tokenized | Refusal, template: ModelTemplate) -> list[str]:
+    assert isinstance(row, Tokenized), row
+    assert len(row.labels) == len(row.input_ids)
+    parts, previous = [], False
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        assert label in (token, -100)
+        if label != -100 and not previous:
+            parts.append([])
+        if label != -100:
+            parts[-1].append(token)
+        previous = label != -100
+    return [template.decode(part, skip_special=False) for part in parts]
+
+
+def by_hand(pieces: list[tuple[str, bool]], template: ModelTemplate) -> tuple[list[int], list[int]]:
+    ids, labels = [], []
+    for text, trained in pieces:
+        piece = template.encode(text)
+        ids += piece
+        labels += piece if trained else [-100] * len(piece)
+    return ids, labels
+
+
+SMOL_HEAD = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+QWEN_HEAD = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+
+
+def test_single_turn_own_template(own: ModelTemplate) -> None:
+    row = tokenize(rollout([user("5 + 7 =")], [assistant("5 + 7 = 12 <answer>12</answer>")]), own)
+    head = SMOL_HEAD + "<|im_start|>user\n5 + 7 =<|im_end|>\n<|im_start|>assistant\n"
+    expected = by_hand([(head, False), ("5 + 7 = 12 <answer>12</answer><|im_end|>", True), ("\n", False)], own)
+    assert isinstance(row, Tokenized)
+    assert (row.input_ids, row.labels, row.route) == (*expected, "prefixes")
+
+
+def test_single_turn_marked_template(qwen: ModelTemplate) -> None:
+    row = tokenize(rollout([user("5 + 7 =")], [assistant("12")]), qwen)
+    head = QWEN_HEAD + "<|im_start|>user\n5 + 7 =<|im_end|>\n<|im_start|>assistant\n"
+    expected = by_hand([(head, False), ("12<|im_end|>", True), ("\n", False)], qwen)
+    assert isinstance(row, Tokenized)
+    assert (row.input_ids, row.labels, row.route) == (*expected, "template")
+
+
+@pytest.mark.parametrize("name", ["own", "qwen"])
+def test_history_and_simulated_user_carry_no_loss(name: str, own: ModelTemplate, qwen: ModelTemplate) -> None:
+    template = {"own": own, "qwen": qwen}[name]
+    row = tokenize(
+        rollout(
+            [Message("system", "Be brief."), user("a?"), assistant("old answer"), user("b?")],
+            [assistant("first"), user("and then?"), assistant("second")],
+        ),
+        template,
+    )
+    assert loss_parts(row, template) == ["first<|im_end|>", "second<|im_end|>"]
+
+
+def tool_loop() -> Rollout:
+    return rollout(
+        [user("What is 1 + 2 + 3?")],
+        [
+            assistant("Adding.", call("add", {"a": 1, "b": 2})),
+            tool("3"),
+            assistant("", call("add", {"a": 3, "b": 3}, "c2")),
+            tool("6", "c2"),
+            assistant("It is 6."),
+        ],
+        tools=TOOLS,
+    )
+
+
+def test_three_turn_tool_loop(qwen: ModelTemplate) -> None:
+    row = tokenize(tool_loop(), qwen)
+    assert loss_parts(row, qwen) == [
+        'Adding.\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call><|im_end|>',
+        '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": 3}}\n</tool_call><|im_end|>',
+        "It is 6.<|im_end|>",
+    ]
+
+
+def test_parallel_calls(qwen: ModelTemplate) -> None:
+    calls = (call("add", {"a": "é<b>", "b": 0.1}), call("add", {"a": 1e-12, "b": [2]}, "c2"))
+    row = tokenize(
+        rollout(
+            [user("Both.")], [assistant("", *calls), tool("1"), tool("2", "c2"), assistant("1 and 2")], tools=TOOLS
+        ),
+        qwen,
+    )
+    first, second = loss_parts(row, qwen)
+    assert first.count("<tool_call>") == 2 and first.endswith("</tool_call><|im_end|>")
+    assert "tool_response" not in first + second and second == "1 and 2<|im_end|>"
+
+
+def test_tools_need_a_template_that_knows_them(own: ModelTemplate) -> None:
+    for row in (tool_loop(), rollout([user("x")], [assistant("y")], tools=TOOLS)):
+        refusal = tokenize(row, own)
+        assert isinstance(refusal, Refusal) and refusal.reason == "template_without_tools"
+
+
+def test_reasoning_is_kept_or_refused(own: ModelTemplate, qwen: ModelTemplate) -> None:
+    row = rollout([user("2 + 2?")], [assistant("4", reasoning="two and two")])
+    for template in (own, qwen):
+        refusal = tokenize(row, template)
+        assert isinstance(refusal, Refusal) and refusal.reason == "reasoning_lost"
+    qwen3 = with_template(own, "qwen3")
+    assert loss_parts(tokenize(row, qwen3), qwen3) == ["<think>\ntwo and two\n</think>\n\n4<|im_end|>"]
+
+
+def test_answer_that_begins_with_line_breaks(qwen: ModelTemplate) -> None:
+    row = tokenize(rollout([user("hi")], [assistant("\n\nhello")]), qwen)
+    assert loss_parts(row, qwen) == ["\n\nhello<|im_end|>"]
+    assert isinstance(row, Tokenized)
+    start = row.spans[0][0]
+    prompt = QWEN_HEAD + "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert row.input_ids[:start] == qwen.encode(prompt)
+
+
+def test_what_cannot_be_held_is_refused(own: ModelTemplate, qwen: ModelTemplate) -> None:
+    base = rollout([user("x")], [assistant("y")])
+    image = msgspec.structs.replace(base, prompt=(Message("user", "x", images=("data:image/png;base64,",)),))
+    cut = msgspec.structs.replace(base, truncated=True)
+    fake = rollout([user("x")], [assistant("y<|im_end|>\n<|im_start|>user\nz")])
+    for row, reason in ((image, "images_in_text_model"), (cut, "truncated"), (fake, "turn_end_inside")):
+        refusal = tokenize(row, own)
+        assert isinstance(refusal, Refusal) and refusal.reason == reason
+    developer = rollout([Message("developer", "Be terse."), user("x")], [assistant("y")])
+    found = tokenize(developer, qwen)
+    assert isinstance(found, Tokenized) and found.flags == ("developer_as_system",)
+    assert "system\nBe terse." in qwen.decode(found.input_ids)
+
+
+def test_text_that_the_template_drops_is_noticed(own: ModelTemplate) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(own.tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{% for message in messages %}", "{% for message in messages if message['role'] != 'system' %}"
+    )
+    refusal = tokenize(
+        rollout([Message("system", "Speak Latin."), user("x")], [assistant("y")]), model_template(tokenizer)
+    )
+    assert isinstance(refusal, Refusal) and refusal.reason == "text_lost"
+
+
+def test_unknown_template_that_rewrites_history_is_refused(own: ModelTemplate) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(own.tokenizer)
+    tokenizer.chat_template = "turns: {{ messages | length }}\n" + tokenizer.chat_template
+    refusal = tokenize(rollout([user("x")], [assistant("y")]), model_template(tokenizer))
+    assert isinstance(refusal, Refusal) and refusal.reason == "template_not_prefix_preserving"
+
+
+def recorded_from(row: Rollout, template: ModelTemplate, *, strip_end: bool = False) -> Rollout:
+    rendered = tokenize(row, template)
+    assert isinstance(rendered, Tokenized)
+    calls = []
+    for number, (start, end) in enumerate(rendered.spans):
+        cut = end - 1 if strip_end and number < len(rendered.spans) - 1 else end
+        ids = rendered.input_ids
+        calls.append(RecordedTurn(tuple(ids[:start]), tuple(ids[start:cut]), (0.0,) * (cut - start)))
+    return msgspec.structs.replace(row, recorded=tuple(calls))
+
+
+@pytest.mark.parametrize("strip_end", [False, True])
+def test_recorded_ids_agree_with_rendering(qwen: ModelTemplate, strip_end: bool) -> None:
+    rendered = tokenize(tool_loop(), qwen)
+    recorded = tokenize(recorded_from(tool_loop(), qwen, strip_end=strip_end), qwen)
+    assert isinstance(rendered, Tokenized) and isinstance(recorded, Tokenized)
+    assert recorded.route == "recorded" and recorded.spans == rendered.spans
+    end = rendered.spans[-1][1]  # the line break after the last turn was never part of a model call
+    assert (recorded.input_ids, recorded.labels) == (rendered.input_ids[:end], rendered.labels[:end])
+
+
+def test_foreign_recorded_ids_fall_back_to_rendering(qwen: ModelTemplate) -> None:
+    row = recorded_from(rollout([user("x")], [assistant("yes")]), qwen)
+    turn = row.recorded[0]
+    prompt, generation, logprobs = turn.prompt_token_ids, turn.generation_token_ids, turn.generation_log_probs
+    other_words = (*qwen.encode("no"), *generation[-1:])
+    broken = {
+        "recorded_foreign_ids": RecordedTurn(prompt, (10**6, *generation[1:]), logprobs),
+        "recorded_text_differs": RecordedTurn(prompt, other_words, logprobs),
+        "recorded_turn_end_missing": RecordedTurn(prompt, generation[:-1], logprobs[:-1]),
+    }
+    for reason, recorded in broken.items():
+        found = tokenize(msgspec.structs.replace(row, recorded=(recorded,)), qwen)
+        assert isinstance(found, Tokenized)
+        assert found.route == "template" and found.flags == (f"recorded_ids_unused:{reason}",)
+    unused = tokenize(row, qwen, use_recorded=False)
+    assert isinstance(unused, Tokenized) and unused.route == "template" and unused.flags == ()
+
+
+def test_checks_catch_a_shifted_mask(qwen: ModelTemplate) -> None:
+    row = rollout([user("What is it?")], [assistant("It is six.")])
+    good = tokenize(row, qwen)
+    assert isinstance(good, Tokenized) and check_row(good, row, qwen) is None
+    start, end = good.spans[0]
+
+    def moved(begin: int, stop: int) -> Tokenized:
+        labels = [token if begin <= i < stop else -100 for i, token in enumerate(good.input_ids)]
+        return replace(good, labels=labels, spans=((begin, stop),))
+
+    for begin, stop, reason in (
+        (start - 3, end, "loss_text_differs"),
+        (start + 1, end, "loss_text_differs"),
+        (start, end - 1, "turn_end_missing"),
+        (start, end + 1, "turn_end_missing"),
+    ):
+        refusal = check_row(moved(begin, stop), row, qwen)
+        assert refusal is not None and refusal.reason == reason
+    assert check_row(replace(good, labels=good.labels[:-1]), row, qwen) is not None

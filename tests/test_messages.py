@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymtrl.rollouts.items import Refused
+from gymtrl.rollouts.messages import Conversation, read_conversation, rebuild_items
+from gymtrl.rollouts.reader import read_lines
+
+QUESTION = [{"role": "user", "content": "What is 6 x 7?"}]
+
+
+def say(text: str, **more: Any) -> dict[str, Any]:
+    return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}], **more}
+
+
+def think(*texts: str) -> dict[str, Any]:
+    return {"type": "reasoning", "summary": [{"type": "summary_text", "text": text} for text in texts]}
+
+
+def call(call_id: str, arguments: str = '{"x": 1}', name: str = "f") -> dict[str, Any]:
+    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def answer(call_id: str, output: Any = "done") -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": call_id, "output": output}
+
+
+def chat(output: Any, given: Any = QUESTION, **request: Any) -> Conversation:
+    return read_conversation({"input": given, **request}, {"output": output})
+
+
+def refusal(output: Any, given: Any = QUESTION, **request: Any) -> str:
+    with pytest.raises(Refused) as caught:
+        chat(output, given, **request)
+    return caught.value.reason
+
+
+def test_string_input_and_instructions_become_the_prompt() -> None:
+    prompt = chat([say("42")], "What?", instructions="Be brief.").prompt
+    assert [(m.role, m.content) for m in prompt] == [("system", "Be brief."), ("user", "What?")]
+
+
+def test_one_turn_gathers_reasoning_text_and_parallel_calls() -> None:
+    output = [think("a", "b"), say("Let "), call("1"), say("me."), call("2"), answer("1"), answer("2", "two"), say("42")]
+    first, one, two, last = chat(output).completion
+    assert first.reasoning_content == "a\n\nb"
+    assert first.content == "Let me."
+    assert [c.id for c in first.tool_calls] == ["1", "2"]
+    assert (one.role, one.tool_call_id, one.name, one.content) == ("tool", "1", "f", "done")
+    assert (two.tool_call_id, two.content) == ("2", "two")
+    assert last.content == "42"
+
+
+def test_arguments_are_parsed_and_kept_as_written() -> None:
+    written = '{ "n": 123456789012345678901234567890, "x": 1.10 }'
+    (message,) = chat([call("1", written)]).completion
+    assert message.tool_calls[0].arguments == {"n": 123456789012345678901234567890, "x": 1.1}
+    assert message.tool_calls[0].arguments_json == written
+
+
+def test_leading_user_items_of_the_output_belong_to_the_prompt() -> None:
+    read = chat([{"role": "user", "content": "Hi"}, say("Hello"), {"role": "user", "content": "Bye"}, say("Bye")], [])
+    assert [m.role for m in read.prompt] == ["user"]
+    assert [m.role for m in read.completion] == ["assistant", "user", "assistant"]
+
+
+def test_cumulative_transitions_give_the_last_and_others_are_refused() -> None:
+    first = [*QUESTION, call("1"), answer("1")]
+    assert chat([first, [*first, say("42")]], []).completion[-1].content == "42"
+    assert refusal([first, [*QUESTION, say("42")]], []) == "noncumulative_transitions"
+    assert refusal([first, say("42")]) == "noncumulative_transitions"
+    assert refusal([[]]) == "empty_output"
+
+
+def test_images_keep_their_place_in_the_text() -> None:
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    text = {"type": "input_text", "text": "look"}
+    before = chat([say("ok")], [{"role": "user", "content": [image, text]}]).prompt[0]
+    after = chat([say("ok")], [{"role": "user", "content": [text, image]}]).prompt[0]
+    assert before.images == after.images == (image["image_url"],)
+    assert (before.image_offsets, after.image_offsets) == ((), (4,))
+    assert rebuild_items([after])[0]["content"] == [text, image]
+
+
+def test_hidden_reasoning_and_developer_role_are_flagged() -> None:
+    hidden = {"type": "reasoning", "summary": [], "encrypted_content": "xyz"}
+    read = chat([hidden, say("42")], [{"role": "developer", "content": "Be brief."}])
+    assert read.flags == {"reasoning_hidden", "developer_role"}
+    assert read.prompt[0].role == "developer"
+    assert read.completion[0].reasoning_content is None
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ([], "empty_output"),
+        ("text", "empty_output"),
+        ([{"role": "user", "content": "Hi"}], "no_assistant_turn"),
+        ([say("a"), {"type": "web_search_call"}], "unsupported_item_type:web_search_call"),
+        ([say("a"), "text"], "unsupported_item_type:str"),
+        ([say("a"), {"type": "message", "role": "critic", "content": "b"}], "unsupported_item_type:critic"),
+        ([{"type": "message", "role": "assistant", "content": [{"type": "file"}]}], "unsupported_content_part"),
+        ([{"type": "message", "role": "assistant", "content": [{"type": "refusal"}]}], "refusal_part"),
+        ([{"type": "function_call", "name": "f", "arguments": "{}"}], "missing_call_id"),
+        ([call("1"), call("1")], "duplicate_call_id"),
+        ([call("1", "[1]")], "bad_tool_arguments"),
+        ([call("1", '{"x": NaN}')], "bad_tool_arguments"),
+        ([call("1", "{")], "bad_tool_arguments"),
+        ([answer("9"), say("a")], "orphan_tool_output"),
+        ([call("1"), answer("1"), answer("1")], "duplicate_tool_output"),
+        ([call("1"), say("a")], "missing_tool_output"),
+        ([call("1"), call("2"), answer("1")], "missing_tool_output"),
+        ([say("a"), say("b")], "ambiguous_turns"),
+        ([think("a"), say("b"), think("c"), say("d")], "ambiguous_turns"),
+        ([say("")], "empty_assistant"),
+        ([say("a"), {"role": "user", "content": "b"}, say("")], "empty_assistant"),
+        ([say("\ud800")], "roundtrip_mismatch"),
+        ([call("1", '{"x": "\\ud800"}')], "roundtrip_mismatch"),
+    ],
+)
+def test_refusals(output: Any, reason: str) -> None:
+    assert refusal(output) == reason
+
+
+def test_refusals_of_the_prompt() -> None:
+    assert refusal([say("a")], []) == "no_prompt"
+    assert refusal([say("a")], QUESTION, metadata={"audio_path": "a.wav"}) == "unsupported_modality_audio"
+
+
+def test_the_first_reason_wins() -> None:
+    assert refusal([say("a"), say("b"), call("1", "no"), {"type": "x"}]) == "unsupported_item_type:x"
+    assert refusal([say("a"), say("b"), call("1", "no")]) == "bad_tool_arguments"
+
+
+def test_while_a_call_is_unanswered_more_text_belongs_to_the_turn() -> None:
+    output = [say("a"), call("1"), say("b"), think("c"), answer("1"), say("d")]
+    first, _, last = chat(output).completion
+    assert (first.content, first.reasoning_content, last.content) == ("ab", "c", "d")
+
+
+def test_an_episode_may_end_with_calls() -> None:
+    assert chat([say("a"), call("1"), call("2")]).completion[0].tool_calls[1].id == "2"
+
+
+def test_token_ids_are_recorded_for_all_turns_or_none() -> None:
+    tokens = {"prompt_token_ids": [1, 2], "generation_token_ids": [3, 4], "generation_log_probs": [-0.5, -1]}
+    more = {"role": "user", "content": "more"}
+    (turn,) = chat([say("a", **tokens)]).recorded
+    assert (turn.prompt_token_ids, turn.generation_token_ids, turn.generation_log_probs) == ((1, 2), (3, 4), (-0.5, -1))
+    assert len(chat([say("a", **tokens), more, say("b", **tokens)]).recorded) == 2
+    assert chat([say("a", **tokens), more, say("b")]).recorded == ()
+    assert chat([say("a", **{**tokens, "generation_log_probs": [-0.5]})]).recorded == ()
+    assert chat([say("a", **{**tokens, "generation_token_ids": []})]).recorded == ()
+
+
+ORACLE = r"""
+import json, sys
+from nemo_gym.openai_utils import NeMoGymResponseCreateParamsNonStreaming as Params
+from nemo_gym.responses_converter import ResponsesConverter
+converter = ResponsesConverter(return_token_id_information=False)
+for line in sys.stdin:
+    items = json.loads(line)
+    chat = converter.responses_to_chat_completion_create_params(Params(input=items))
+    print(json.dumps(chat.model_dump(exclude_unset=True)["messages"]))
+"""
+
+
+def _source_items(row: dict[str, Any]) -> list[dict[str, Any]]:
+    request, output = row["responses_create_params"], row["response"]["output"]
+    given = request["input"]
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else list(given or [])
+    if request.get("instructions"):
+        items.insert(0, {"role": "system", "content": request["instructions"]})
+    return items + (output[-1] if isinstance(output[0], list) else output)
+
+
+def _normal(message: dict[str, Any]) -> tuple[Any, ...]:
+    content = message.get("content") or ""
+    images = []
+    if isinstance(content, list):
+        images = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+        content = "".join(part["text"] for part in content if part["type"] == "text")
+    calls = [
+        (c["id"], c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls") or []
+    ]
+    content = content.replace("</think><think>", "\n\n")
+    return message["role"], content, images, calls, message.get("tool_call_id")
+
+
+def test_messages_equal_those_of_gyms_own_converter(gym_site_packages: Path, gym_python: Path, tmp_path: Path) -> None:
+    files = sorted(gym_site_packages.rglob("*rollout*.jsonl"))
+    lines = [line for line in read_lines(files) if line.verdict == "ok"]
+    assert len(lines) >= 485
+    sources, ours = [], []
+    for line in lines:
+        assert line.rollout is not None
+        with open(line.origin.file, "rb") as stream:
+            stream.seek(line.origin.offset)
+            row = json.loads(stream.read(line.origin.length))
+        sources.append(json.dumps(_source_items(row)))
+        messages = []
+        for message in (*line.rollout.prompt, *line.rollout.completion):
+            thoughts = message.reasoning_content
+            content = (f"<think>{thoughts}</think>" if thoughts is not None else "") + message.content
+            calls = [(c.id, c.name, c.arguments) for c in message.tool_calls]
+            messages.append((message.role, content, list(message.images), calls, message.tool_call_id))
+        ours.append(messages)
+    run = subprocess.run(
+        [str(gym_python), "-c", ORACLE],
+        input="\n".join(sources),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    theirs = [[_normal(message) for message in json.loads(line)] for line in run.stdout.splitlines()]
+    assert len(theirs) == len(ours)
+    different = [
+        str(line.origin)
+        for line, mine, gyms in zip(lines, ours, theirs, strict=True)
+        if mine != gyms
+    ]
+    assert different == []
+
+
+def test_rebuilt_items_equal_the_source(gym_site_packages: Path) -> None:
+    checked = 0
+    for line in read_lines(sorted(gym_site_packages.rglob("*rollout*.jsonl"))):
+        if line.rollout is None:
+            continue
+        with open(line.origin.file, "rb") as stream:
+            stream.seek(line.origin.offset)
+            row = json.loads(stream.read(line.origin.length))
+        rebuilt = rebuild_items(line.rollout.prompt) + rebuild_items(line.rollout.completion)
+        assert _strings(rebuilt) == _strings(_source_items(row)), str(line.origin)
+        checked += 1
+    assert checked >= 538
+
+
+def _strings(items: list[dict[str, Any]]) -> list[str]:
+    """What is said and called, in any order within the row, without white space between joined parts."""
+    said = []
+    for item in items:
+        if item.get("type") == "function_call":
+            said.append(item["call_id"] + item["name"] + item["arguments"])
+        elif item.get("type") == "function_call_output":
+            said.append(item["call_id"] + item["output"])
+    texts = "".join(
+        item["content"] if isinstance(item.get("content"), str) else part.get("text") or part.get("image_url") or ""
+        for item in items
+        if item.get("type") not in ("function_call", "function_call_output")
+        for part in (item.get("summary") or item.get("content") or [{}])[: 1 if isinstance(item.get("content"), str) else None]
+    )
+    return [*sorted(said), "".join(sorted(re.sub(r"\s", "", texts)))]
