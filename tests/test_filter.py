@@ -122,7 +122,11 @@ def test_in_is_out_plus_dropped_and_bytes_are_kept(tmp_path: Path) -> None:
     assert manifest["extra"]["reward_threshold"] == result.threshold == 1.0
     table = _table(result)
     assert table.columns == [*SCHEMA, "split", "drop_reason"]
-    assert table["split"].value_counts(sort=True).to_dict(as_series=False)["count"] == [82, 80 - result.validation, result.validation]
+    assert table["split"].value_counts(sort=True).to_dict(as_series=False)["count"] == [
+        82,
+        80 - result.validation,
+        result.validation,
+    ]
 
 
 def test_shipped_files_lose_no_line(gym_site_packages: Path, tmp_path: Path) -> None:

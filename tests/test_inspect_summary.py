@@ -17,12 +17,16 @@ from gymtrl.rollouts.summary import Summary, summarize, verdict_counts
 
 def row(task: int, repeat: int, reward: float | None, text: str | None = None, **more: Any) -> dict[str, Any]:
     said = {"type": "message", "role": "assistant", "content": text or f"answer {repeat}"}
-    return {
-        "responses_create_params": {"input": f"question {task}"},
-        "response": {"output": [said], "model": "m"},
-        "_ng_task_index": task,
-        "_ng_rollout_index": repeat,
-    } | ({} if reward is None else {"reward": reward}) | more
+    return (
+        {
+            "responses_create_params": {"input": f"question {task}"},
+            "response": {"output": [said], "model": "m"},
+            "_ng_task_index": task,
+            "_ng_rollout_index": repeat,
+        }
+        | ({} if reward is None else {"reward": reward})
+        | more
+    )
 
 
 def summary(tmp_path: Path, *rows: Any) -> Summary:
@@ -109,7 +113,7 @@ def test_the_view_fits_and_takes_nothing_for_markup(tmp_path: Path) -> None:
     found = summary(
         tmp_path,
         row(0, 0, 1.0, agent_ref={"name": "[bold]agent[/nope] \x1b[31m"}),
-        row(0, 1, 0.0),
+        row(0, 1, 0.0, agent_ref={"name": "[bold]agent[/nope] \x1b[31m"}),
         {"[red]key": 1},
         "garbage",
     )

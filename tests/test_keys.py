@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def test_another_question_agent_or_tool_is_another_task(tmp_path: Path, other: d
 
 def test_the_task_key_is_what_it_was_when_datasets_were_written(tmp_path: Path) -> None:
     (read,) = rollouts(write(tmp_path / "r.jsonl", [row()]))
-    assert read.task_key == "TASK_KEY"
+    assert read.task_key == hashlib.sha256(b'["a",[{"content":"6 x 7?","role":"user"}],[]]').hexdigest()
 
 
 def test_seed_and_sampling_do_not_change_the_input_key() -> None:

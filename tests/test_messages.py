@@ -47,7 +47,16 @@ def test_string_input_and_instructions_become_the_prompt() -> None:
 
 
 def test_one_turn_gathers_reasoning_text_and_parallel_calls() -> None:
-    output = [think("a", "b"), say("Let "), call("1"), say("me."), call("2"), answer("1"), answer("2", "two"), say("42")]
+    output = [
+        think("a", "b"),
+        say("Let "),
+        call("1"),
+        say("me."),
+        call("2"),
+        answer("1"),
+        answer("2", "two"),
+        say("42"),
+    ]
     first, one, two, last = chat(output).completion
     assert first.reasoning_content == "a\n\nb"
     assert first.content == "Let me."
@@ -103,6 +112,8 @@ def test_hidden_reasoning_and_developer_role_are_flagged() -> None:
         ("text", "empty_output"),
         ([{"role": "user", "content": "Hi"}], "no_assistant_turn"),
         ([say("a"), {"type": "web_search_call"}], "unsupported_item_type:web_search_call"),
+        ([say("a"), {"type": "message", "role": ["user"]}], "unsupported_item_type:__user__"),
+        ([{"role": "assistant", "content": [{"type": {}, "text": "a"}]}], "unsupported_content_part"),
         ([say("a"), "text"], "unsupported_item_type:str"),
         ([say("a"), {"type": "message", "role": "critic", "content": "b"}], "unsupported_item_type:critic"),
         ([{"type": "message", "role": "assistant", "content": [{"type": "file"}]}], "unsupported_content_part"),
@@ -177,7 +188,8 @@ def _source_items(row: dict[str, Any]) -> list[dict[str, Any]]:
     items = [{"role": "user", "content": given}] if isinstance(given, str) else list(given or [])
     if request.get("instructions"):
         items.insert(0, {"role": "system", "content": request["instructions"]})
-    return items + (output[-1] if isinstance(output[0], list) else output)
+    said: list[dict[str, Any]] = output[-1] if isinstance(output[0], list) else output
+    return items + said
 
 
 def _normal(message: dict[str, Any]) -> tuple[Any, ...]:
@@ -187,7 +199,8 @@ def _normal(message: dict[str, Any]) -> tuple[Any, ...]:
         images = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
         content = "".join(part["text"] for part in content if part["type"] == "text")
     calls = [
-        (c["id"], c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls") or []
+        (c["id"], c["function"]["name"], json.loads(c["function"]["arguments"]))
+        for c in message.get("tool_calls") or []
     ]
     content = content.replace("</think><think>", "\n\n")
     return message["role"], content, images, calls, message.get("tool_call_id")
@@ -222,11 +235,7 @@ def test_messages_equal_those_of_gyms_own_converter(gym_site_packages: Path, gym
     assert run.returncode == 0, run.stderr[-2000:]
     theirs = [[_normal(message) for message in json.loads(line)] for line in run.stdout.splitlines()]
     assert len(theirs) == len(ours)
-    different = [
-        str(line.origin)
-        for line, mine, gyms in zip(lines, ours, theirs, strict=True)
-        if mine != gyms
-    ]
+    different = [str(line.origin) for line, mine, gyms in zip(lines, ours, theirs, strict=True) if mine != gyms]
     assert different == []
 
 
@@ -256,6 +265,8 @@ def _strings(items: list[dict[str, Any]]) -> list[str]:
         item["content"] if isinstance(item.get("content"), str) else part.get("text") or part.get("image_url") or ""
         for item in items
         if item.get("type") not in ("function_call", "function_call_output")
-        for part in (item.get("summary") or item.get("content") or [{}])[: 1 if isinstance(item.get("content"), str) else None]
+        for part in (item.get("summary") or item.get("content") or [{}])[
+            : 1 if isinstance(item.get("content"), str) else None
+        ]
     )
     return [*sorted(said), "".join(sorted(re.sub(r"\s", "", texts)))]

@@ -190,7 +190,7 @@ def test_folders_give_their_rollout_files_without_sidecars(tmp_path: Path) -> No
 
 def test_missing_and_packed_inputs_are_named(tmp_path: Path) -> None:
     write(tmp_path / "rollouts.jsonl", rollout())
-    with pytest.raises(UserError, match="rollout.jsonl does not exist") as missing:
+    with pytest.raises(UserError, match=r"rollout\.jsonl does not exist") as missing:
         expand_inputs([tmp_path / "rollout.jsonl"])
     assert "rollouts.jsonl" in str(missing.value.remedy)
     (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(b"{}"))

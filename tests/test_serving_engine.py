@@ -144,11 +144,11 @@ def test_rows_join_and_leave_while_others_run(engine: Engine, tiny: LlamaForCaus
 
 def test_next_turn_reuses_the_last_one(engine: Engine, tiny: LlamaForCausalLM) -> None:
     prompt = prompts(1, shared=20)[0]
+    known = 0
     for turn in range(4):
         result = engine.submit(request(prompt, 9)).result(30)
         check_reply(tiny, prompt, result, reference(tiny, prompt, 9))
-        if turn:
-            assert result.cached_tokens == known
+        assert result.cached_tokens == known
         # All but the last token of a reply has been fed, so its keys and values are there.
         known = len(prompt) + len(result.token_ids) - 1
         prompt = (*prompt, *result.token_ids, 11 + turn, 12, 13)
@@ -282,9 +282,7 @@ def test_cuts_keep_what_they_say_and_log_probs_ignore_them() -> None:
     draw = random.Random(0)
 
     def kept(settings: Sampling) -> set[int]:
-        tokens, log_probs = choose(
-            logits.expand(2000, -1), [settings] * 2000, [draw.random() for _ in range(2000)]
-        )
+        tokens, log_probs = choose(logits.expand(2000, -1), [settings] * 2000, [draw.random() for _ in range(2000)])
         for token, log_prob in zip(tokens, log_probs, strict=True):
             assert log_prob == pytest.approx(float(logits[0, token]), abs=1e-5)
         return set(tokens)
@@ -389,9 +387,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 64])
-def test_real_model_greedy_equals_generate(
-    real: tuple[PreTrainedModel, PreTrainedTokenizerBase], count: int
-) -> None:
+def test_real_model_greedy_equals_generate(real: tuple[PreTrainedModel, PreTrainedTokenizerBase], count: int) -> None:
     model, tokenizer = real
     subjects = ["a river", "seven", "the moon landing of 1969", "bread", "x", "why cats sleep all day long, in short"]
     asked = []
@@ -413,6 +409,7 @@ def test_real_model_greedy_equals_generate(
         batch = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=24)[:, longest:]
     ties = 0
     for index, (prompt, result) in enumerate(zip(asked, results, strict=True)):
-        wanted = reference(model, prompt, 24) if index < 3 else tuple(batch[index, : len(result.token_ids)].tolist())
-        ties += check_reply(model, prompt, result, wanted)
+        wanted = reference(model, prompt, 24) if index < 2 else tuple(batch[index, : len(result.token_ids)].tolist())
+        if index % 4 == 0 or result.token_ids != wanted:
+            ties += check_reply(model, prompt, result, wanted)
     print(f"{ties} of {count} replies parted at a tie of the two best logits")

@@ -50,7 +50,8 @@ class Supervised:
         self._grace = grace
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gymtrl.processes", str(grace), *command],
+                # By path: the environment that the command gets need not know this package.
+                [sys.executable, "-P", str(Path(__file__)), str(grace), *command],
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

@@ -40,6 +40,10 @@ def sft(
         as_json=stage.json,
     )
     if show:
-        from gymtrl.formats.show import show_rows
+        from rich.console import Console
 
-        show_rows(folder, show)
+        from gymtrl.formats.show import show as show_rows
+        from gymtrl.training.fingerprint import load_tokenizer
+
+        tokenizer = load_tokenizer(stage.settings.model, trust_remote_code=stage.settings.trust_remote_code)
+        show_rows(folder, tokenizer, show, Console())

@@ -33,7 +33,9 @@ def setup(*, stage: Stage) -> None:
 
 
 def status(
-    home: Annotated[Path | None, typer.Option("--home", help="Where Gym is installed, if not in its usual place.")] = None,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="Where Gym is installed, if not in its usual place.")
+    ] = None,
     head: Annotated[str, typer.Option("--head", help="Head server to ask.")] = "http://127.0.0.1:11000",
     as_json: Json = False,
 ) -> None:

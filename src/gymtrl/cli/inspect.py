@@ -24,12 +24,16 @@ def inspect_(
     as_json: Json = False,
 ) -> None:
     """Show what is in rollout files: rewards, groups, tools, lengths, every problem, and what they are good for."""
+    import tempfile
+
     from rich.console import Console
 
     from gymtrl.reports.inspection import render, summary_json
-    from gymtrl.workspace.inspection import inspect_rollouts
+    from gymtrl.rollouts.inspection import inspect_rollouts
+    from gymtrl.workspace.spool import spooled
 
-    summary = inspect_rollouts(rollouts, table=table)
+    with tempfile.TemporaryDirectory() as folder:
+        summary = inspect_rollouts(spooled(rollouts, Path(folder)), table=table)
     if as_json:
         sys.stdout.write(summary_json(summary))
     else:

@@ -8,12 +8,24 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from gymtrl import __version__
 from gymtrl.cli import compare, demo, filter, format, gym, inspect, model, train, validate
 from gymtrl.errors import GymtrlError
 
+VERBS = ("inspect", "filter", "format", "train", "validate", "compare", "gym", "model", "demo")
+
+
+class _InOrder(TyperGroup):
+    """Lists the verbs in the order of the job."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        return list(VERBS)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     help="From NeMo Gym rollouts to a better model with TRL, with proof that it is better.",
     epilog="The way of the data: inspect → filter → format → train → validate. Start with 'gymtrl inspect ROLLOUTS'.",
     no_args_is_help=True,
@@ -47,20 +59,23 @@ demo.register(app)
 def main() -> None:
     """Runs the command line and exits: 0 done, 1 a check failed, 2 usage or bad input, 3 run-time failure, 130
     interrupted."""
-    # Asked to end, we end as at Ctrl-C, so that everything that we started is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    # Asked to end, we end as at Ctrl-C, so that everything that we started is stopped; a shell's background job would
+    # otherwise ignore the latter.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=True)
+        app()
     except GymtrlError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.remedy:
             print(f"remedy: {error.remedy}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:
+            print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        raise
     except BrokenPipeError:
         # The reader of our output has gone, as with '| head'; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

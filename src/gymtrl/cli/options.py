@@ -57,7 +57,9 @@ def stage_options(model: type[BaseModel], section: str) -> Callable[[Callable[..
 
         @functools.wraps(verb)
         def command(**arguments: Any) -> None:
-            flags = {p.name: arguments.pop(p.name) or None if p.annotation is list else arguments.pop(p.name) for p in fields}
+            flags = {
+                p.name: arguments.pop(p.name) or None if p.annotation is list else arguments.pop(p.name) for p in fields
+            }
             recipe, sets, as_json, dry_run = (arguments.pop(n) for n in ("recipe", "sets", "as_json", "dry_run"))
             resolved = resolve(model, section=section, recipe=recipe, flags=flags, sets=sets or ())
             if dry_run:
@@ -105,7 +107,9 @@ def interactive() -> bool:
     return sys.stderr.isatty()
 
 
-_RECIPE = Annotated[Path | None, typer.Option("--recipe", help="YAML file with a section per stage.", show_default=False)]
+_RECIPE = Annotated[
+    Path | None, typer.Option("--recipe", help="YAML file with a section per stage.", show_default=False)
+]
 _SETS = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set any setting; may be repeated.", show_default=False),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gymtrl.cli.options import Out, Stage, default_out, stage_options
-from gymtrl.workspace.validate_settings import ValidateSettings
+from gymtrl.validation.settings import ValidateSettings
 
 FailOn = Annotated[
     str | None,
@@ -34,9 +34,9 @@ def validate(
     from gymtrl.comparison.outcome import check_outcome
     from gymtrl.reports.comparison import render_comparison
     from gymtrl.reports.progress import watch
+    from gymtrl.validation.validate import read_comparison, validate_inputs
+    from gymtrl.validation.validate import validate as run
     from gymtrl.workspace.stage import once
-    from gymtrl.workspace.validate import read_comparison, validate_inputs
-    from gymtrl.workspace.validate import validate as run
 
     check_outcome(None, fail_on)
     folder = out or default_out([checkpoint], "validation")

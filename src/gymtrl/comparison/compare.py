@@ -92,8 +92,8 @@ def compare_files(before: Sequence[Path], after: Sequence[Path], *, cluster: str
         UserError: No tasks in common, one cluster only, no valid rewards, or collections sampled differently.
     """
     return compare(
-        [line.rollout for line in read_lines(before, cluster=cluster) if line.verdict not in ("skip",)],
-        [line.rollout for line in read_lines(after, cluster=cluster) if line.verdict not in ("skip",)],
+        [line.rollout for line in read_lines(before, cluster=cluster) if line.verdict != "skip"],
+        [line.rollout for line in read_lines(after, cluster=cluster) if line.verdict != "skip"],
         names=(_names(before), _names(after)),
     )
 
@@ -158,9 +158,7 @@ def _by_task(rollouts: Iterable[Rollout | None], by_input: bool) -> _Side:
 
 def _task(key: str, before: Sequence[Rollout], after: Sequence[Rollout]) -> TaskDifference:
     question = next((m.content for m in reversed(before[0].prompt) if m.role == "user"), "")
-    return TaskDifference(
-        key, before[0].cluster_key, question, _mean(before), _mean(after), len(before), len(after)
-    )
+    return TaskDifference(key, before[0].cluster_key, question, _mean(before), _mean(after), len(before), len(after))
 
 
 def _mean(rollouts: Sequence[Rollout]) -> float:
@@ -179,7 +177,8 @@ def _sentence(outcome: Outcome, d: MeanEstimate) -> str:
         return f"Improved: mean reward changed by {interval}."
     if outcome == "regressed":
         return f"Regressed: mean reward changed by {interval}."
-    return f"Not shown: mean reward changed by {interval}; a change below {d.detectable:.3f} could well have stayed unseen."
+    unseen = f"a change below {d.detectable:.3f} could well have stayed unseen"
+    return f"Not shown: mean reward changed by {interval}; {unseen}."
 
 
 def _pass_threshold(a: _Side, b: _Side) -> float:
@@ -226,7 +225,7 @@ def _refuse_different_sampling(
             )
 
 
-def _listed(values: set[object]) -> str:
+def _listed(values: Iterable[object]) -> str:
     return ", ".join(sorted(map(str, values)))
 
 

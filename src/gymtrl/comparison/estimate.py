@@ -1,8 +1,8 @@
 """The mean of paired differences with a cluster-robust interval.
 
-Tasks of one cluster (twins, one template, one repository) are not independent, so the variance is summed by cluster. With
-few or unequal clusters the plain sandwich is too small; the CR2 correction and Bell-McCaffrey degrees of freedom mend
-that. Sources: Bell & McCaffrey 2002 (Survey Methodology 28), Pustejovsky & Tipton 2018 (JBES 36), Miller 2024
+Tasks of one cluster (twins, one template, one repository) are not independent, so the variance is summed by cluster.
+With few or unequal clusters the plain sandwich is too small; the CR2 correction and Bell-McCaffrey degrees of freedom
+mend that. Sources: Bell & McCaffrey 2002 (Survey Methodology 28), Pustejovsky & Tipton 2018 (JBES 36), Miller 2024
 (arXiv 2411.00640).
 """
 
@@ -45,9 +45,9 @@ class MeanEstimate:
 def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     """Estimates the mean of clustered values.
 
-    With e the residuals, n values and n_c in cluster c: V = sum_c (sum_{i in c} e_i)^2 / (1 - n_c/n) / n^2. The degrees of
-    freedom are (tr M)^2 / tr(M^2), where M_cd = a_c a_d (n_c [c = d] - n_c n_d / n) / n^2 and a_c = (1 - n_c/n)^(-1/2),
-    which is Satterthwaite's approximation under independent errors.
+    With e the residuals, n values and n_c in cluster c: V = sum_c (sum_{i in c} e_i)^2 / (1 - n_c/n) / n^2. The degrees
+    of freedom are (tr M)^2 / tr(M^2), where M_cd = a_c a_d (n_c [c = d] - n_c n_d / n) / n^2 and
+    a_c = (1 - n_c/n)^(-1/2), which is Satterthwaite's approximation under independent errors.
 
     Args:
         values (`ArrayLike` of `float`, shape (n,)): The values, finite.

@@ -24,22 +24,23 @@ from gymtrl.reports.comparison import render_comparison
 from gymtrl.reports.inspection import render
 from gymtrl.reports.progress import watch
 from gymtrl.reports.stage import render_manifest
-from gymtrl.rollouts.summary import summarize_files
-from gymtrl.selection.filter import filter_rollouts
+from gymtrl.rollouts.inspection import inspect_rollouts
+from gymtrl.selection.filter import files_read, filter_rollouts
 from gymtrl.selection.settings import FilterSettings
 from gymtrl.training.settings import TrainSftSettings
 from gymtrl.training.sft import train_sft
-from gymtrl.workspace.collection import collect_rollouts
-from gymtrl.workspace.session import gym_session
+from gymtrl.validation.collection import collect_rollouts
+from gymtrl.validation.session import gym_session
+from gymtrl.validation.settings import ValidateSettings
+from gymtrl.validation.validate import read_comparison, validate, validate_inputs
 from gymtrl.workspace.stage import once
-from gymtrl.workspace.validate import read_comparison, validate, validate_inputs
-from gymtrl.workspace.validate_settings import ValidateSettings
 
 MODEL = "SmolLM2-135M-Instruct"
 SERVER = "reasoning_gym"
 TWINS = "metadata.twin"
 # Fixed before any run: the temperature leaves something to select from, and is the same before and after.
-SAMPLING = {"temperature": 1.0, "max_output_tokens": 32}
+TEMPERATURE = 1.0
+MAX_TOKENS = 32
 
 
 @dataclass
@@ -88,7 +89,7 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False) -> None:
         tasks = _write_tasks(out / "tasks.jsonl", Path(gym.python))
     with watch() as progress, gym_session(SERVER, out / "logs", progress=progress) as session:
         with clock.stage("collect", "rollouts of the untrained model in Gym") as ran:
-            collecting = CollectSettings(**SAMPLING, repeats=2, seed=seed)
+            collecting = CollectSettings(temperature=TEMPERATURE, max_output_tokens=MAX_TOKENS, repeats=2, seed=seed)
             folder = out / "collected"
             manifest, did = once(
                 folder,
@@ -101,15 +102,17 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False) -> None:
             rollouts = folder / "rollouts.jsonl"
             render_manifest(folder, manifest, console)
         with clock.stage("inspect", "what is in the rollouts"):
-            render(summarize_files([rollouts], cluster=TWINS), console)
+            render(inspect_rollouts([rollouts]), console)
         with clock.stage("filter", "right answers, at most two per task; 30 % of the twin clusters held out") as ran:
-            filtering = FilterSettings(cluster=TWINS, validation=0.3, max_per_task=2, split_salt=f"demo {seed}", seed=seed)
+            filtering = FilterSettings(
+                cluster=TWINS, validation=0.3, max_per_task=2, split_salt=f"demo {seed}", seed=seed
+            )
             filtered = out / "filtered"
             manifest, did = once(
                 filtered,
                 verb="filter",
                 settings=filtering,
-                inputs=[rollouts],
+                inputs=files_read([rollouts]),
                 work=lambda: filter_rollouts([rollouts], filtered, filtering),
             )
             ran(did)
@@ -140,7 +143,8 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False) -> None:
             render_manifest(trained, manifest, console)
         with clock.stage("validate", "both models on the held-out tasks, in the same Gym, sampled alike") as ran:
             validating = ValidateSettings(
-                **SAMPLING,
+                temperature=TEMPERATURE,
+                max_output_tokens=MAX_TOKENS,
                 repeats=2,
                 seed=seed + 1,
                 baseline=str(model),
@@ -166,10 +170,10 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False) -> None:
 
 
 _CLOSING = """
-[bold]What this gain is[/]: mostly the answer format. At 135 M parameters the model often has the right number and seldom
-the wanted tags; training on its own rewarded rollouts makes the tags regular. [bold]What it is not[/]: it did not learn
-arithmetic, the baseline depends on this one prompt, and another model or task will gain more, less or nothing. No held-out
-question, nor its commuted twin, was trained on.
+[bold]What this gain is[/]: mostly the answer format. At 135 M parameters the model often has the right number and
+seldom the wanted tags; training on its own rewarded rollouts makes the tags regular.
+[bold]What it is not[/]: it did not learn arithmetic, the baseline depends on this one prompt, and another model or task
+will gain more, less or nothing. No held-out question, nor its commuted twin, was trained on.
 
 [bold]Where things are[/]
   {out}/collected/rollouts.jsonl          the rollouts, as Gym writes them

@@ -104,7 +104,8 @@ def turn_problem(text: str, message: Message, scaffolds: frozenset[str]) -> Refu
             if not any(_normal(spelling) in rest for spelling in spellings):
                 return Refusal("loss_text_differs", f"the trained tokens miss an argument of '{call.name}'")
     if not message.tool_calls and squeeze(rest) not in scaffolds and squeeze(_THINK_TAGS.sub("", rest)):
-        return Refusal("loss_text_differs", f"the trained tokens hold more than the assistant turn: {rest.strip()[:80]!r}")
+        more = rest.strip()[:80]
+        return Refusal("loss_text_differs", f"the trained tokens hold more than the assistant turn: {more!r}")
     return None
 
 

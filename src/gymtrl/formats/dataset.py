@@ -12,12 +12,17 @@ import pyarrow.parquet as pq
 
 ROWS_A_GROUP = 256
 
-_TEXT_COLUMNS = ("row_id", "file", "task_key", "input_key", "cluster_key", "record_json", "route")
 _VIEW_COLUMNS = ("prompt", "completion", "tools")
 
 DROPPED_SCHEMA = pa.schema(
-    [("row_id", pa.string()), ("file", pa.string()), ("line", pa.int64()), ("split", pa.string())]
-    + [("reason", pa.string()), ("detail", pa.string())]
+    {
+        "row_id": pa.string(),
+        "file": pa.string(),
+        "line": pa.int64(),
+        "split": pa.string(),
+        "reason": pa.string(),
+        "detail": pa.string(),
+    }
 )
 
 

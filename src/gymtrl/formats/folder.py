@@ -57,8 +57,8 @@ configs:
 
 # SFT dataset from NeMo Gym rollouts
 
-{rows} rows, {tokens:,} tokens, of which {loss_tokens:,} carry loss; the longest row has {longest:,} tokens. Made for the
-tokenizer and chat template of `{model}`; the tokens fit no other.
+{rows} rows, {tokens:,} tokens, of which {loss_tokens:,} carry loss; the longest row has {longest:,} tokens. Made for
+the tokenizer and chat template of `{model}`; the tokens fit no other.
 
 ```python
 from datasets import load_dataset
@@ -76,7 +76,7 @@ after the prompt carries loss, the token that ends each turn included. No row is
 | `reward` | as Gym recorded it |
 | `route`, `flags` | where the tokens came from (`recorded` ids, marked `template`, turn `prefixes`); remarks |
 | `record_json` | prompt, completion and tools, exactly |
-| `prompt`, `completion`, `tools` | the same for people and plain scripts; very large integers may suffer |
+| `prompt`, `completion`, `tools` | the same for people and plain scripts; huge integers and last digits may suffer |
 | `input_ids`, `labels` | the tokens; -100 where there is no loss |
 
 Source: SHA-256 `{source}`. Read {read}, written {written}, dropped {dropped}.

@@ -124,14 +124,14 @@ def _by_marks(rollout: Rollout, template: ModelTemplate) -> Tokenized | Refusal:
         prompts = _prompts(chat, tools, rollout, template, template.marked)
     except RENDER_ERRORS as error:
         return _template_error(error)
-    assistants = sum(message["role"] == "assistant" for message in chat)
-    if len(marks) != assistants:
-        return Refusal("template_marks_differ", f"the template marks {len(marks)} of {assistants} assistant turns")
     spans = []
-    for prompt, (start, end) in zip(prompts, marks[-len(prompts) :], strict=True):
-        if not text.startswith(prompt) or not start <= len(prompt) <= end:
+    for candidates in prompts:
+        # What is marked may reach back into the header, or hold more than the trained turns; the prompt decides.
+        begin = _length_of_prefix(text, candidates)
+        mark = next((mark for mark in marks if begin is not None and mark[0] <= begin < mark[1]), None)
+        if begin is None or mark is None:
             return _not_preserving()
-        spans.append((len(prompt), end))
+        spans.append((begin, mark[1]))
     return _encode(_Rendering(text, tuple(spans)), template, "template")
 
 
@@ -144,10 +144,11 @@ def _by_prefixes(rollout: Rollout, template: ModelTemplate) -> Tokenized | Refus
     except RENDER_ERRORS as error:
         return _template_error(error)
     spans = []
-    for prompt, head in zip(prompts, heads, strict=True):
-        if not (text.startswith(head) and head.startswith(prompt)):
+    for candidates, head in zip(prompts, heads, strict=True):
+        begin = _length_of_prefix(head, candidates)
+        if begin is None or not text.startswith(head):
             return _not_preserving()
-        spans.append((len(prompt), len(head)))
+        spans.append((begin, len(head)))
     return _encode(_Rendering(text, tuple(spans)), template, "prefixes")
 
 
@@ -159,8 +160,8 @@ def _encode(rendering: _Rendering, template: ModelTemplate, route: Any) -> Token
     cuts = [0, *(position for span in closed if span is not None for position in span), len(text)]
     ids: list[int] = []
     spans: list[Span] = []
-    # Piece by piece, since the model generates its part after a prompt that was tokenized alone: a line break at the head
-    # of an answer must not melt into the one that ends the header.
+    # Piece by piece, since the model generates its part after a prompt that was tokenized alone: a line break at the
+    # head of an answer must not melt into the one that ends the header.
     for number, (start, end) in enumerate(pairwise(cuts)):
         piece = template.encode(text[start:end])
         if number % 2:
@@ -178,10 +179,19 @@ def _close(text: str, span: Span, template: ModelTemplate) -> Span | None:
     """Ends a turn's characters with the token that ends the turn, where the template shows one."""
     start, end = span
     marks = [template.decode([token], skip_special=False) for token in template.end_ids]
-    found = [(text.rfind(mark, start, end), mark) for mark in marks]
-    position, mark = max(found, default=(-1, ""))
-    if position >= 0 and not text[position + len(mark) : end].strip():
-        return start, position + len(mark)
+    # Several may follow each other. Side by side they end the turn together; behind a line break stands one that the
+    # template adds for itself, and the model has stopped before it.
+    last, position = None, end
+    while True:
+        stop = start + len(text[start:position].rstrip())
+        mark = next((mark for mark in marks if text.endswith(mark, start, stop)), None)
+        if mark is None:
+            break
+        if last is None or stop < position:
+            last = stop
+        position = stop - len(mark)
+    if last is not None:
+        return start, last
     following = [mark for mark in marks if text.startswith(mark, end)]
     return (start, end + len(following[0])) if following else None
 
@@ -208,9 +218,19 @@ def _chat(rollout: Rollout, template: ModelTemplate) -> tuple[Chat, list[dict[st
 
 def _prompts(
     chat: Chat, tools: list[dict[str, Any]] | None, rollout: Rollout, template: ModelTemplate, source: str
-) -> list[str]:
-    """Renders, for each trained turn, what the model gets before it begins."""
-    return [template.render(chat[:i], tools, template=source, generation_prompt=True) for i in _positions(rollout)]
+) -> list[tuple[str, str]]:
+    """Renders, for each trained turn, what the model gets before it: as usual, and with thinking switched off."""
+    return [
+        (
+            template.render(chat[:i], tools, template=source, generation_prompt=True),
+            template.render(chat[:i], tools, template=source, generation_prompt=True, enable_thinking=False),
+        )
+        for i in _positions(rollout)
+    ]
+
+
+def _length_of_prefix(text: str, candidates: tuple[str, ...]) -> int | None:
+    return next((len(candidate) for candidate in candidates if text.startswith(candidate)), None)
 
 
 def _positions(rollout: Rollout) -> list[int]:
@@ -236,5 +256,5 @@ def _template_error(error: Exception) -> Refusal:
 def _not_preserving() -> Refusal:
     return Refusal(
         "template_not_prefix_preserving",
-        "the template renders earlier turns differently once later ones follow, so the row is not what the model will see",
+        "rendered whole, the row is not what the model sees turn by turn: template or tokenizer rewrites earlier turns",
     )

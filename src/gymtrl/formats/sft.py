@@ -153,7 +153,9 @@ def _split_files(source: Path) -> dict[str, Path]:
             )
         return {split: path for split, path in files.items() if path.is_file()}
     if not source.is_file():
-        raise UserError(f"{source} does not exist", remedy="give the folder that 'gymtrl filter' wrote, or a rollout file")
+        raise UserError(
+            f"{source} does not exist", remedy="give the folder that 'gymtrl filter' wrote, or a rollout file"
+        )
     return {"train": source}
 
 

@@ -40,9 +40,10 @@ def show(dataset: Path, tokenizer: PreTrainedTokenizerBase, n: int, console: Con
         for batch in pq.ParquetFile(file).iter_batches(batch_size=max(1, min(left, 64)), columns=columns):
             for row in batch.to_pylist()[:left]:
                 trained = sum(label != IGNORED for label in row["labels"])
-                title = f"{row['file']}:{row['line']}  {len(row['labels'])} tokens, {trained} with loss ({row['route']})"
-                console.rule(Text(title))
-                console.print(painted(row["input_ids"], row["labels"], tokenizer, brackets=console.color_system is None))
+                counted = f"{len(row['labels'])} tokens, {trained} with loss ({row['route']})"
+                console.rule(Text(f"{row['file']}:{row['line']}  {counted}"))
+                plain = console.color_system is None
+                console.print(painted(row["input_ids"], row["labels"], tokenizer, brackets=plain))
                 left -= 1
             if left <= 0:
                 return

@@ -49,12 +49,23 @@ class ModelTemplate:
     scaffolds: frozenset[str]
 
     def render(
-        self, chat: Chat, tools: list[dict[str, Any]] | None, *, template: str, generation_prompt: bool = False
+        self,
+        chat: Chat,
+        tools: list[dict[str, Any]] | None,
+        *,
+        template: str,
+        generation_prompt: bool = False,
+        **variables: Any,
     ) -> str:
-        """Renders to text. Raises what the template raises, see `RENDER_ERRORS`."""
+        """Renders to text, with further template variables. Raises what the template raises, see `RENDER_ERRORS`."""
         return str(
             self.tokenizer.apply_chat_template(
-                chat, tools=tools, chat_template=template, add_generation_prompt=generation_prompt, tokenize=False
+                chat,
+                tools=tools,
+                chat_template=template,
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+                **variables,
             )
         )
 
@@ -200,7 +211,8 @@ def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:
                     continue
                 tail = bare.encode(text.split(_CONTENT, 1)[-1])
                 ends = [token for token in tail[:3] if token in added]
-                end_ids.update(ends[:1])
+                # With nothing after the turn, all of them end it; else the next turn's header may follow at once.
+                end_ids.update(ends[:1] if after else ends)
                 cut = 0
                 while cut < min(len(head), len(text)) and head[cut] == text[cut]:
                     cut += 1

@@ -1,7 +1,7 @@
 """Collecting rollouts from a running Gym, in the files that Gym's own collection writes.
 
-Gym's `gym eval run` ends at the first HTTP error and spends many seconds on imports; this speaks to the same agents over
-the same `/run`, keeps what failed apart with its reason, and goes on where an interrupted collection stopped.
+Gym's `gym eval run` ends at the first HTTP error and spends many seconds on imports; this speaks to the same agents
+over the same `/run`, keeps what failed apart with its reason, and goes on where an interrupted collection stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import msgspec
+
 from gymtrl.errors import RunError, UserError
 from gymtrl.gym.servers import RunningGym
 from gymtrl.gym.settings import CollectSettings
@@ -158,7 +159,7 @@ def _collection(out: Path, wanted: int) -> Collection:
 
 
 def _prepare(out: Path, rows: Sequence[Row]) -> tuple[list[Row], Counter[tuple[int, int]], Path]:
-    """Writes the inputs' sidecar and finds what is left to do. Returns it, the failed attempts so far, and their file."""
+    """Writes the inputs' sidecar; returns what is left to do, the failed attempts so far, and their file."""
     inputs, failures = (out.with_name(f"{out.stem}_{kind}.jsonl") for kind in ("materialized_inputs", "failures"))
     lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
     out.parent.mkdir(parents=True, exist_ok=True)

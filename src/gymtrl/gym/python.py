@@ -38,7 +38,7 @@ class Interpreter:
 
 
 def find_python(wanted: str | None, uv: Path) -> Interpreter:
-    """Returns the interpreter for Gym's environment: `wanted`, else the first 3.12 found, else one that newer Gyms admit.
+    """Returns the interpreter for Gym's environment: `wanted`, else the first 3.12, else one that newer Gyms admit.
 
     Args:
         wanted (`str`, *optional*): Path or name on PATH, as the user gave it.

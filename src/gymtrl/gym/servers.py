@@ -44,7 +44,7 @@ class RunningGym:
     Attributes:
         head (`str`): URL of its head server.
         servers (`tuple[ServerInstance, ...]`): Its servers.
-        check (`Callable[[], None]`): Raises `RunError` when what we started has ended; does nothing for a Gym of others.
+        check (`Callable[[], None]`): Raises `RunError` when what we started has ended; does nothing for others' Gyms.
     """
 
     head: str
@@ -83,10 +83,11 @@ def running_gym(
     policy_name: str,
     folder: Path,
     tick: Callable[[float], None] = lambda seconds: None,
-) -> Iterator[RunningGym]:
+) -> Iterator[Callable[[], RunningGym]]:
     """Starts Gym with one resources server, its agent and the policy's model server, and stops it at the end.
 
-    The endpoint behind `policy_url` may come up later and be replaced while Gym runs.
+    Yields a function that waits until everything answers, so that other things can start meanwhile. The endpoint behind
+    `policy_url` may come up later and be replaced while Gym runs.
 
     Args:
         installation (`GymInstallation`): The Gym to run.
@@ -97,7 +98,7 @@ def running_gym(
         tick (`Callable[[float], None]`, *optional*): Called while waiting with the seconds passed.
 
     Raises:
-        RunError: The servers ended, or were not ready in time; the message ends with their log.
+        RunError: From the function: the servers ended, or were not ready in time; the message ends with their log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     head_port = free_port()
@@ -123,8 +124,7 @@ def running_gym(
                 raise RunError(f"Gym's servers ended; the end of {log}:\n{process.tail()}", remedy="see the log")
 
         head = f"http://127.0.0.1:{head_port}"
-        servers = _wait_until_ready(head, check, tick, log)
-        yield RunningGym(head, servers, check)
+        yield lambda: RunningGym(head, _wait_until_ready(head, check, tick, log), check)
 
 
 def free_port() -> int:
@@ -143,6 +143,8 @@ def _environment(installation: GymInstallation) -> dict[str, str]:
         # keeps others out and leaves nothing behind.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # A cluster of its own, also where another one runs or has left its address behind.
+        "RAY_ADDRESS": "local",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
         "PYTHONUNBUFFERED": "1",

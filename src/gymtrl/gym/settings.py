@@ -15,7 +15,8 @@ class GymSetupSettings(BaseModel, extra="forbid"):
         description="Resources servers whose packages to install beside Gym, by their names in Gym.",
     )
     python: str | None = Field(
-        default=None, description="Interpreter for Gym's environment; searched for on PATH, in pyenv and in uv if not given."
+        default=None,
+        description="Interpreter for Gym's environment; searched for on PATH, in pyenv and in uv if not given.",
     )
     version: str | None = Field(
         default=None, description="nemo-gym version; the newest that the interpreter admits if not given."
@@ -34,4 +35,6 @@ class CollectSettings(BaseModel, extra="forbid"):
     max_output_tokens: int = Field(default=512, ge=1, description="Tokens that the policy may generate per model call.")
     concurrency: int = Field(default=64, ge=1, description="Rollouts under way at once.")
     timeout: float = Field(default=600.0, gt=0, description="Seconds after which one rollout counts as failed.")
-    seed: int = Field(default=0, ge=0, description="Every task and repeat samples with a seed of its own, derived from this.")
+    seed: int = Field(
+        default=0, ge=0, description="Every task and repeat samples with a seed of its own, derived from this."
+    )

@@ -16,7 +16,9 @@ def render_manifest(folder: Path, manifest: Manifest, console: Console | None = 
     console = console or Console()
     counts = manifest.counts
     if counts is not None:
-        console.print(f"[bold]{counts.read}[/] read, [bold]{counts.written}[/] kept, {sum(counts.dropped.values())} dropped")
+        console.print(
+            f"[bold]{counts.read}[/] read, [bold]{counts.written}[/] kept, {sum(counts.dropped.values())} dropped"
+        )
         if counts.dropped:
             table = Table(box=None, show_header=False, padding=(0, 2))
             for reason, number in sorted(counts.dropped.items(), key=lambda item: -item[1]):

@@ -9,7 +9,7 @@ from typing import Any
 from .items import Refused
 from .keys import named_cluster, task_key
 from .messages import Conversation, read_conversation
-from .record import Line, Message, Origin, Rollout
+from .record import Line, Message, Origin, Rollout, Sampling
 from .sidecars import Sidecar
 
 # By how much the counted prompt tokens may exceed the characters that the row shows: chat templates and default system
@@ -125,6 +125,7 @@ def _rollout(
         output_tokens=_integer(usage.get("output_tokens")),
         flags=tuple(sorted(flags)),
         recorded=conversation.recorded,
+        sampling=_sampling(row["responses_create_params"]),
     )
 
 
@@ -136,7 +137,11 @@ def _tools(request: dict[str, Any], response: dict[str, Any]) -> tuple[tuple[dic
     for tool in declared if isinstance(declared, list) else []:
         inner = tool.get("function") if isinstance(tool, dict) else None
         function = inner if isinstance(inner, dict) else tool
-        if not isinstance(function, dict) or tool.get("type", "function") != "function" or not function.get("name"):
+        if (
+            not isinstance(function, dict)
+            or tool.get("type", "function") != "function"
+            or not isinstance(function.get("name"), str)
+        ):
             flags.add("tool_not_function")
             continue
         fields = ("name", "description", "parameters")
@@ -188,6 +193,15 @@ def _has_image(messages: Sequence[Message]) -> bool:
 
 def _json_length(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False))
+
+
+def _sampling(request: dict[str, Any]) -> Sampling:
+    temperature, top_p = (_number(request.get(name)) for name in ("temperature", "top_p"))
+    return Sampling(temperature, top_p, _integer(request.get("max_output_tokens")))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _reward(value: Any) -> tuple[float | None, bool]:

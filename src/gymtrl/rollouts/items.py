@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-_MESSAGE_ROLES = frozenset({"system", "developer", "user", "assistant"})
-_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
+# Tuples, since what is looked up in them comes from a file and may have no hash.
+_MESSAGE_ROLES = ("system", "developer", "user", "assistant")
+_TEXT_PARTS = ("input_text", "output_text", "text")
 _TOKEN_FIELDS = ("prompt_token_ids", "generation_token_ids", "generation_log_probs")
 _arguments_decoder = msgspec.json.Decoder(dict[str, Any])
 

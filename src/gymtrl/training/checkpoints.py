@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 _SEAL = "sealed.json"
 
 
-class Seal(TrainerCallback):
+class Seal(TrainerCallback):  # type: ignore[misc]  # transformers has no complete types
     """Seals each checkpoint once all of it is on disk: a list of its files with their sizes, written last."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

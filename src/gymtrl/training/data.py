@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 TOKEN_COLUMNS = ["input_ids", "labels"]
+_AGAIN = "run 'gymtrl format sft' again"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class Split:
         rows (`int`): Rows.
         tokens (`int`): Tokens.
         loss_tokens (`int`): Tokens that carry loss and have one before them to be predicted from.
-        masked_rows (`int`): Rows without any such token.
         longest (`int`): Tokens of the longest row.
         largest_id (`int`): The largest token id.
     """
@@ -38,7 +38,6 @@ class Split:
     rows: int
     tokens: int
     loss_tokens: int
-    masked_rows: int
     longest: int
     largest_id: int
 
@@ -80,7 +79,7 @@ def read_dataset(dataset: Path) -> TrainingData:
         )
     train = _split(dataset, "train")
     if train is None:
-        raise UserError(f"{dataset} holds no training rows", remedy="run 'gymtrl format sft' again")
+        raise UserError(f"{dataset} holds no training rows", remedy=_AGAIN)
     return TrainingData(
         manifest=manifest,
         model=str(manifest.extra["model"]),
@@ -106,12 +105,13 @@ def _split(dataset: Path, name: str) -> Split | None:
         source = pq.ParquetFile(path)
         missing = [column for column in TOKEN_COLUMNS if column not in source.schema_arrow.names]
         if missing:
-            raise UserError(f"{path} has no column {missing[0]}", remedy="run 'gymtrl format sft' again")
+            raise UserError(f"{path} has no column {missing[0]}", remedy=_AGAIN)
         for batch in source.iter_batches(batch_size=1024, columns=TOKEN_COLUMNS):
             ids, labels = batch.column("input_ids"), batch.column("labels")
             lengths = np.diff(ids.offsets.to_numpy())
-            if ids.null_count or labels.null_count or not np.array_equal(lengths, np.diff(labels.offsets.to_numpy())):
-                raise UserError(f"{path}: labels and input_ids differ in length", remedy="run 'gymtrl format sft' again")
+            same = np.array_equal(lengths, np.diff(labels.offsets.to_numpy()))
+            if ids.null_count or labels.null_count or not same:
+                raise UserError(f"{path}: labels and input_ids differ in length", remedy=_AGAIN)
             loss = _loss_tokens(labels.flatten().to_numpy(), lengths)
             rows += len(lengths)
             tokens += int(lengths.sum())
@@ -123,10 +123,10 @@ def _split(dataset: Path, name: str) -> Split | None:
         return None
     if masked:
         raise UserError(
-            f"{dataset}: {masked} of {rows} {name} rows have no token that carries loss: nothing can be learned from them",
-            remedy="labels must hold the token id where the policy's words stand; run 'gymtrl format sft' again",
+            f"{dataset}: {masked} of {rows} {name} rows have no token that carries loss: they teach nothing",
+            remedy="labels must hold the token id where the policy's words stand; " + _AGAIN,
         )
-    return Split(files, rows, tokens, loss_tokens, masked, longest, largest)
+    return Split(files, rows, tokens, loss_tokens, longest, largest)
 
 
 def _loss_tokens(labels: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

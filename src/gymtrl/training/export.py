@@ -12,7 +12,7 @@ from gymtrl.training.fingerprint import TOKENIZER_FILES, model_file
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_SHIPPED = (*TOKENIZER_FILES, "generation_config.json")
+_SHIPPED = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 
 _CARD = """\
 ---
@@ -22,9 +22,9 @@ tags: [trl, sft]
 
 # {name}
 
-`{base}` trained with TRL's `SFTTrainer` ({method}) on {rows:,} rollouts, {steps:,} steps of {batch} rows. `model/` loads
-with `AutoModelForCausalLM.from_pretrained`; tokenizer, chat template and generation settings are those of the base
-model.{adapter}
+`{base}` trained with TRL's `SFTTrainer` ({method}) on {rows:,} rollouts, {steps:,} steps of {batch} rows. `model/`
+loads with `AutoModelForCausalLM.from_pretrained`; tokenizer, chat template and generation settings are those of the
+base model.{adapter}
 
 | | |
 |---|---|
@@ -60,14 +60,15 @@ def save_weights(trained: Any, out: Path, config: PretrainedConfig, *, lora: boo
         trained = trained.merge_and_unload()
     if config.dtype is not None:
         trained = trained.to(config.dtype)
-    # The trainer sets a padding token for itself.
-    trained.config.get_text_config().pad_token_id = config.get_text_config().pad_token_id
     trained.save_pretrained(out / "model")
 
 
-def copy_tokenizer(base: str, out: Path) -> None:
-    """Copies tokenizer, chat template and generation settings of the base model byte by byte, so that a server renders
-    the same prompts as before."""
+def copy_settings(base: str, out: Path) -> None:
+    """Copies configuration, tokenizer, chat template and generation settings of the base model byte by byte.
+
+    A trainer changes some of them for itself, such as the padding token and the use of a cache; only the weights are
+    meant to differ.
+    """
     (out / "generation_config.json").unlink(missing_ok=True)
     for name in _SHIPPED:
         path = model_file(base, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +32,8 @@ class Fingerprint:
     """What the tokens of a row depend on.
 
     Attributes:
-        tokenizer (`str`): SHA-256 (hex) of vocabulary, merges, normalisation and special tokens; the layout of the files
-            does not matter.
+        tokenizer (`str`): SHA-256 (hex) of vocabulary, merges, normalisation and special tokens; the layout of
+            the files does not matter.
         chat_template (`str`): SHA-256 (hex) of the chat template's text, `""` where there is none.
     """
 
@@ -134,8 +133,9 @@ def _load(auto: Any, model: str, what: str, trust_remote_code: bool) -> Any:
 
 
 def _require_folder(model: str) -> None:
-    # A name that can only be a path must fail at once: asking the hub for it would wait for a network that may be absent.
-    path_like = model.startswith(("/", ".", "~")) or model.count("/") > 1 or os.sep * 2 in model or model.endswith("/")
+    # A name that can only be a path must fail at once: asking the hub for it would wait for a network that may be
+    # absent.
+    path_like = model.startswith(("/", ".", "~")) or model.count("/") > 1 or model.endswith("/")
     if path_like and not Path(model).is_dir():
         raise UserError(
             f"the model folder {model} does not exist", remedy="check the path, or give a hub id such as org/name"

@@ -127,13 +127,17 @@ def check_trl_options(options: dict[str, Any]) -> None:
     for key in options:
         if key not in known:
             raise UserError(
-                f"trl: SFTConfig has no option '{key}'{nearest(key, known)}", remedy="see TRL's documentation of SFTConfig"
+                f"trl: SFTConfig has no option '{key}'{nearest(key, known)}",
+                remedy="see TRL's documentation of SFTConfig",
             )
         if key in OWN_OPTIONS:
             own = OWN_OPTIONS[key]
             raise UserError(f"trl: '{key}' is set by '{own}'", remedy=f"set {own} in place of trl.{key}")
         if key in FIXED_OPTIONS:
-            raise UserError(f"trl: '{key}' cannot be changed here", remedy="train with TRL alone for that; see README.md")
+            raise UserError(
+                f"trl: '{key}' cannot be changed: resuming depends on it, or that no row is cut",
+                remedy="for that, train with the dataset's own train_with_trl.py",
+            )
 
 
 def trl_config(settings: TrainSftSettings, plan: Plan, output: Path) -> SFTConfig:
@@ -144,7 +148,7 @@ def trl_config(settings: TrainSftSettings, plan: Plan, output: Path) -> SFTConfi
     """
     from trl import SFTConfig
 
-    # Regrouping within an optimizer step saves padding and leaves the loss as it is; with one row at a time there is none.
+    # Regrouping within an optimizer step saves padding and leaves the loss as it is; one row at a time needs none.
     # Its order ignores the seed, which is why the rows are shuffled before they get here.
     rebalance = plan.micro_batch > 1 and plan.accumulation > 1
     base_dtype = "bfloat16" if plan.cuda and settings.method == "lora" else "float32"

@@ -16,7 +16,7 @@ LINES = 10
 """Lines that a run prints where there is no terminal to draw a bar on."""
 
 
-class MetricsLog(TrainerCallback):
+class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no complete types
     """Appends one JSON object a step to a file: step, loss, lr, grad_norm, tokens, seconds.
 
     Args:
@@ -72,7 +72,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-class Narrator(TrainerCallback):
+class Narrator(TrainerCallback):  # type: ignore[misc]
     """Draws a bar with loss, steps and the time that is left, or prints a line every tenth of the run.
 
     Args:
@@ -97,7 +97,7 @@ class Narrator(TrainerCallback):
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, loss="–")
+            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, loss="-")
             self._bar.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

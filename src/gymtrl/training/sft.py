@@ -10,7 +10,7 @@ import os
 import resource
 import shutil
 import sys
-import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class TrainResult:
         adapter (`Path`, *optional*): The LoRA adapter.
         plan (`Plan`): The resolved numbers.
         first_loss, last_loss (`float`): Mean training loss a token, over the first and the last tenth of the steps.
-        eval_before, eval_after (`float`, *optional*): Loss on the validation rows: mean over rows of their mean a token.
+        eval_before, eval_after (`float`, *optional*): Loss on validation rows: mean over rows of their mean a token.
         seconds (`float`): Training time, that of interrupted attempts included.
         tokens (`int`): Tokens that were computed.
         peak_memory (`int`): Bytes of main memory that the process held at most.
@@ -83,8 +83,9 @@ def train_sft(dataset: Path, out: Path, settings: TrainSftSettings) -> TrainResu
     data = read_dataset(dataset)
     check_trl_options(settings.trl)
     base = settings.model or data.model
-    config = load_config(base)
-    tokenizer = load_tokenizer(base)
+    trust = bool(settings.trl.get("trust_remote_code"))
+    config = load_config(base, trust_remote_code=trust)
+    tokenizer = load_tokenizer(base, trust_remote_code=trust)
     _require_same_tokens(data, base, tokenizer, config)
 
     import torch
@@ -134,7 +135,9 @@ def _require_same_tokens(
     own = fingerprint(tokenizer)
     remedy = f"run 'gymtrl format sft' again with --model {base}"
     if own.tokenizer != data.fingerprint.tokenizer:
-        raise UserError(f"the dataset was made for the tokenizer of {data.model}, and {base} has another", remedy=remedy)
+        raise UserError(
+            f"the dataset was made for the tokenizer of {data.model}, and {base} has another", remedy=remedy
+        )
     if own.chat_template != data.fingerprint.chat_template:
         raise UserError(
             f"the dataset was made for the chat template of {data.model}, and {base} has another", remedy=remedy
@@ -157,7 +160,7 @@ def _train(
     resolved: Plan,
 ) -> TrainResult:
     from gymtrl.training.checkpoints import last_sealed, step_of
-    from gymtrl.training.export import copy_tokenizer, save_weights, write_card
+    from gymtrl.training.export import copy_settings, save_weights, write_card
     from gymtrl.training.progress import MetricsLog, Narrator, read_metrics
 
     work, metrics_file = draft.path / "checkpoints", draft.path / "metrics.jsonl"
@@ -167,7 +170,6 @@ def _train(
     trainer = _trainer(data, base, tokenizer, settings, resolved, work)
     trainer.add_callback(log)
     trainer.add_callback(narrator)
-    started = time.monotonic()
     before = next((entry["eval_loss"] for entry in read_metrics(metrics_file) if entry["step"] == 0), None)
     if data.validation is not None and before is None:
         before = trainer.evaluate()["eval_loss"]
@@ -181,7 +183,7 @@ def _train(
         log.append({"step": trainer.state.global_step, "eval_loss": after})
     lora = settings.method == "lora"
     save_weights(trainer.model, draft.path, config, lora=lora)
-    copy_tokenizer(base, draft.path / "model")
+    copy_settings(base, draft.path / "model")
     shutil.rmtree(work)
 
     steps = [entry for entry in read_metrics(metrics_file) if "loss" in entry]
@@ -294,7 +296,10 @@ def _quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            # The libraries announce to each other what their next versions will rename.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()

@@ -118,7 +118,8 @@ def read_manifest(folder: Path) -> Manifest:
             remedy="give the folder that the stage before wrote (its -o)",
         ) from None
     except msgspec.MsgspecError as error:
-        raise UserError(f"{path}: not a manifest of gymtrl: {error}", remedy="run the stage that wrote it again") from None
+        message = f"{path}: not a manifest of gymtrl: {error}"
+        raise UserError(message, remedy="run the stage that wrote it again") from None
     if manifest.schema_version > SCHEMA_VERSION:
         raise UserError(
             f"{path}: schema version {manifest.schema_version}, this gymtrl reads up to {SCHEMA_VERSION}",
@@ -128,8 +129,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def up_to_date(out: Path, *, verb: str, settings: BaseModel, inputs: Sequence[Path]) -> Manifest | None:
-    """Returns the manifest of `out` if it was made by the same stage of this version, from the same bytes, with the same
-    settings; else `None`."""
+    """Returns the manifest of `out` if the same stage of this version made it from the same bytes and settings.
+
+    `None` otherwise.
+    """
     if not (out / MANIFEST).is_file():
         return None
     manifest = read_manifest(out)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gymtrl.rollouts.inputs import spool
+from gymtrl.workspace.artefact import sha256_of
+
 
 def spooled(inputs: Sequence[Path], folder: Path) -> list[Path]:
-    """Returns `inputs` with `-` replaced by a file beside `folder` that holds standard input, named by its content."""
-    return [_spool(folder) if str(path) == "-" else path for path in inputs]
+    """Returns `inputs` with `-` replaced by a file in `folder` that holds standard input, named by its content."""
+    return [_spooled(folder) if str(path) == "-" else path for path in inputs]
 
 
-def _spool(folder: Path) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}.stdin"
-    with draft.open("wb") as stream:
-        shutil.copyfileobj(sys.stdin.buffer, stream)
-    with draft.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return draft.rename(folder.parent / f"stdin-{digest[:16]}.jsonl")
+def _spooled(folder: Path) -> Path:
+    draft = spool(sys.stdin.buffer, folder / ".stdin.partial")
+    return draft.rename(folder / f"stdin-{sha256_of(draft)[:16]}-rollouts.jsonl")

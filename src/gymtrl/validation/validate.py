@@ -10,9 +10,9 @@ import msgspec
 from gymtrl.comparison.compare import Comparison, compare_files
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
+from gymtrl.validation.session import GymSession, Progress, gym_session, silent
+from gymtrl.validation.settings import ValidateSettings
 from gymtrl.workspace.artefact import artefact
-from gymtrl.workspace.session import GymSession, Progress, gym_session, silent
-from gymtrl.workspace.validate_settings import ValidateSettings
 
 
 def model_folder(path: Path) -> Path:
@@ -35,7 +35,8 @@ def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
         UserError: One of them is missing.
     """
     if settings.tasks is None:
-        raise UserError("no tasks to validate on", remedy="give --tasks, such as heldout_inputs.jsonl of the filter folder")
+        remedy = "give --tasks, such as the heldout_inputs.jsonl that filter wrote"
+        raise UserError("no tasks to validate on", remedy=remedy)
     if not settings.tasks.is_file():
         raise UserError(f"{settings.tasks} does not exist", remedy="give a JSONL file of Gym tasks with --tasks")
     baseline = Path(settings.baseline)
@@ -73,7 +74,8 @@ def validate(
     inputs = validate_inputs(checkpoint, settings)
     after_model, before, task_file = inputs
     tasks = read_tasks(task_file)
-    with artefact(out, verb="validate", settings=settings, inputs=inputs, resumable=True) as draft, ExitStack() as stack:
+    opened = artefact(out, verb="validate", settings=settings, inputs=inputs, resumable=True)
+    with opened as draft, ExitStack() as stack:
         if session is None:
             session = stack.enter_context(
                 gym_session(

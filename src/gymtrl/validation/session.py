@@ -40,7 +40,7 @@ class GymSession:
     head: str | None = None
     progress: Progress = silent
     _stack: ExitStack = field(default_factory=ExitStack)
-    _gym: RunningGym | None = None
+    _gym: Callable[[], RunningGym] | None = None
 
     def collect(
         self, model: Path, tasks: list[Row], out: Path, settings: CollectSettings, *, agent: str | None, name: str
@@ -52,6 +52,7 @@ class GymSession:
         done = finished(tasks, out, settings, agent)
         if done is not None:
             return done
+        gym = self._starting()
         with serving(
             model,
             name=POLICY,
@@ -61,7 +62,7 @@ class GymSession:
             tick=lambda seconds: self.progress("loading the model", int(seconds), 0),
         ) as endpoint:
             return collect(
-                self._running(),
+                gym(),
                 tasks,
                 out,
                 settings,
@@ -70,11 +71,13 @@ class GymSession:
                 progress=lambda done, total: self.progress(name, done, total),
             )
 
-    def _running(self) -> RunningGym:
+    def _starting(self) -> Callable[[], RunningGym]:
+        """Returns a function that waits for Gym, which starts while the model is loaded."""
         if self._gym is None and self.head is not None:
-            self._gym = find_running(self.head)
-            if self._gym is None:
+            found = find_running(self.head)
+            if found is None:
                 raise UserError(f"no Gym answers at {self.head}", remedy="start it, or leave --head out")
+            self._gym = lambda: found
         if self._gym is None:
             self._gym = self._stack.enter_context(
                 running_gym(

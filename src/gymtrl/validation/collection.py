@@ -6,8 +6,8 @@ from pathlib import Path
 
 from gymtrl.gym.collect import Collection, read_tasks
 from gymtrl.gym.settings import CollectSettings
+from gymtrl.validation.session import GymSession
 from gymtrl.workspace.artefact import artefact
-from gymtrl.workspace.session import GymSession
 
 
 def collect_rollouts(

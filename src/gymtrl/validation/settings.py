@@ -30,4 +30,6 @@ class ValidateSettings(CollectSettings):
         le=65535,
         description="Port of the endpoint; a free one if not given. With --head, the port of its policy_base_url.",
     )
-    gym_home: Path | None = Field(default=None, description="Where 'gym setup' installed Gym, if not in its usual place.")
+    gym_home: Path | None = Field(
+        default=None, description="Where 'gym setup' installed Gym, if not in its usual place."
+    )

@@ -1,0 +1,1 @@
+"""Models tried in Gym: serve, collect, compare. Ties serving, Gym and the comparison together."""
