@@ -32,12 +32,14 @@ TASKS, REPEATS, NEW_TOKENS, BATCH = 64, 3, 24, 64
 def prompts(tokenizer: Any) -> list[tuple[int, ...]]:
     """One worked turn, the same for all, then a question of the task's own; each task `REPEATS` times."""
     ask = "State the final answer to the following arithmetic problem: {} + {} ="
+    # The numbers come first, so that what follows them is the task's own.
+    question = "{} + {} = is the arithmetic problem. State the final answer as above, please."
     shown = [
         {"role": "user", "content": ask.format(5, 7)},
         {"role": "assistant", "content": "5 + 7 = 12 <answer>12</answer>"},
     ]
     tasks = [
-        prompt_ids(tokenizer, [*shown, {"role": "user", "content": ask.format(i % 8 + 1, i // 8 + 1)}])
+        prompt_ids(tokenizer, [*shown, {"role": "user", "content": question.format(i % 8 + 1, i // 8 + 1)}])
         for i in range(TASKS)
     ]
     return [prompt for prompt in tasks for _ in range(REPEATS)]

@@ -1,3 +1,68 @@
-"""From NeMo Gym rollouts to a better model with TRL, with proof that it is better."""
+"""From NeMo Gym rollouts to a better model with TRL, with proof that it is better.
+
+The names below are the public interface; each is loaded when it is first used, so importing this package is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gymtrl.comparison.compare import Comparison as Comparison
+    from gymtrl.comparison.compare import compare_files as compare_files
+    from gymtrl.errors import GymtrlError as GymtrlError
+    from gymtrl.errors import RunError as RunError
+    from gymtrl.errors import UserError as UserError
+    from gymtrl.formats.settings import FormatSftSettings as FormatSftSettings
+    from gymtrl.formats.sft import format_sft as format_sft
+    from gymtrl.gym.install import setup_gym as setup_gym
+    from gymtrl.gym.settings import CollectSettings as CollectSettings
+    from gymtrl.gym.settings import GymSetupSettings as GymSetupSettings
+    from gymtrl.models.smollm2 import make_smollm2 as make_smollm2
+    from gymtrl.rollouts.inspection import inspect_rollouts as inspect_rollouts
+    from gymtrl.rollouts.reader import read_lines as read_lines
+    from gymtrl.rollouts.record import Rollout as Rollout
+    from gymtrl.selection.filter import filter_rollouts as filter_rollouts
+    from gymtrl.selection.settings import FilterSettings as FilterSettings
+    from gymtrl.training.settings import TrainSftSettings as TrainSftSettings
+    from gymtrl.training.sft import train_sft as train_sft
+    from gymtrl.validation.collection import collect_rollouts as collect_rollouts
+    from gymtrl.validation.session import gym_session as gym_session
+    from gymtrl.validation.settings import ValidateSettings as ValidateSettings
+    from gymtrl.validation.validate import validate as validate
+
+_HOMES = {
+    "comparison.compare": ("Comparison", "compare_files"),
+    "errors": ("GymtrlError", "RunError", "UserError"),
+    "formats.settings": ("FormatSftSettings",),
+    "formats.sft": ("format_sft",),
+    "gym.install": ("setup_gym",),
+    "gym.settings": ("CollectSettings", "GymSetupSettings"),
+    "models.smollm2": ("make_smollm2",),
+    "rollouts.inspection": ("inspect_rollouts",),
+    "rollouts.reader": ("read_lines",),
+    "rollouts.record": ("Rollout",),
+    "selection.filter": ("filter_rollouts",),
+    "selection.settings": ("FilterSettings",),
+    "training.settings": ("TrainSftSettings",),
+    "training.sft": ("train_sft",),
+    "validation.collection": ("collect_rollouts",),
+    "validation.session": ("gym_session",),
+    "validation.settings": ("ValidateSettings",),
+    "validation.validate": ("validate",),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'gymtrl' has no attribute '{name}'")
+    return getattr(import_module(f"gymtrl.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

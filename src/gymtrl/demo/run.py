@@ -66,13 +66,14 @@ class _Clock:
         return table
 
 
-def run_demo(out: Path, *, seed: int = 0, fresh: bool = False) -> None:
+def run_demo(out: Path, *, seed: int = 0, fresh: bool = False, limit: int | None = None) -> None:
     """Runs the whole job in `out`: tasks, rollouts, filter, dataset, training, validation, verdict.
 
     Args:
         out (`Path`): Folder to write; one artefact folder per stage.
         seed (`int`, *optional*, defaults to `0`): Seed of sampling, of the split and of training.
         fresh (`bool`, *optional*, defaults to `False`): Redo every stage; Gym and the model are kept.
+        limit (`int`, *optional*): Use so many of the 300 tasks only.
     """
     console = Console()
     clock = _Clock(console)
@@ -86,7 +87,7 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False) -> None:
             make_smollm2(model)
         console.print(f"model: {model}", soft_wrap=True)
     with clock.stage("tasks", "one-digit sums, differences and products from reasoning_gym"):
-        tasks = _write_tasks(out / "tasks.jsonl", Path(gym.python))
+        tasks = _write_tasks(out / "tasks.jsonl", Path(gym.python), limit)
     with watch() as progress, gym_session(SERVER, out / "logs", progress=progress) as session:
         with clock.stage("collect", "rollouts of the untrained model in Gym") as ran:
             collecting = CollectSettings(temperature=TEMPERATURE, max_output_tokens=MAX_TOKENS, repeats=2, seed=seed)
@@ -190,9 +191,9 @@ will gain more, less or nothing. No held-out question, nor its commuted twin, wa
 """
 
 
-def _write_tasks(path: Path, gym_python: Path) -> Path:
+def _write_tasks(path: Path, gym_python: Path, limit: int | None) -> Path:
     if not path.exists():
         draft = path.with_suffix(".partial")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in make_tasks(gym_python)))
+        draft.write_text("".join(json.dumps(row) + "\n" for row in make_tasks(gym_python)[:limit]))
         draft.replace(path)
     return path

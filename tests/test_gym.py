@@ -1,0 +1,135 @@
+"""Gym: finding a Python, tasks and requests, collecting from the real thing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gymtrl.demo.tasks import make_tasks
+from gymtrl.errors import RunError, UserError
+from gymtrl.gym.collect import finished, materialize, read_tasks
+from gymtrl.gym.install import GymInstallation, setup_gym, uv_executable
+from gymtrl.gym.python import find_python
+from gymtrl.gym.servers import find_running, running_gym
+from gymtrl.gym.settings import CollectSettings, GymSetupSettings
+from gymtrl.gym.status import gym_status, render_status
+from gymtrl.rollouts.keys import input_key
+from gymtrl.rollouts.reader import read_lines
+from gymtrl.validation.session import gym_session
+
+TASK = {"responses_create_params": {"input": "1 + 1 ="}, "answer": "2", "agent_ref": {"name": "a"}}
+
+
+def test_requests_differ_only_in_their_seed() -> None:
+    rows = materialize([TASK, TASK | {"answer": "3"}], CollectSettings(repeats=2, temperature=0.5), None)
+    assert [(r["_ng_task_index"], r["_ng_rollout_index"]) for r in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    seeds = {json.loads(r["responses_create_params"]["metadata"]["extra_body"])["seed"] for r in rows}
+    assert len(seeds) == 4
+    assert {r["responses_create_params"]["temperature"] for r in rows} == {0.5}
+    assert input_key(rows[0]) == input_key(rows[1]) == input_key(TASK) != input_key(rows[2])
+    assert "metadata" not in TASK["responses_create_params"]  # the caller's rows stay as they are
+
+
+def test_a_task_without_agent_needs_one() -> None:
+    task = {"responses_create_params": {"input": "x"}}
+    with pytest.raises(UserError, match="names no agent"):
+        materialize([task], CollectSettings(), None)
+    assert materialize([task], CollectSettings(), "mine")[0]["agent_ref"] == {"name": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "no tasks"), ("{}\n", ":1: not a Gym task"), ('{"a"\n', ":1: not JSON")]
+)
+def test_bad_task_files(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_tasks(path)
+
+
+def test_python_that_gym_does_not_run_on() -> None:
+    uv = uv_executable()
+    if sys.version_info < (3, 12):
+        with pytest.raises(UserError, match="does not run on Python 3.11"):
+            find_python(sys.executable, uv)
+    assert find_python(None, uv).fits
+
+
+def test_installing_twice_does_nothing(gym_installation: GymInstallation) -> None:
+    said: list[str] = []
+    assert setup_gym(GymSetupSettings(servers=["reasoning_gym"]), say=said.append) == gym_installation
+    assert said == [f"nemo-gym {gym_installation.version} is installed in {gym_installation.home}"]
+
+
+def test_unknown_server_is_named(gym_installation: GymInstallation) -> None:
+    with pytest.raises(UserError, match="no resources server 'reasoning_jim'") as caught:
+        setup_gym(GymSetupSettings(servers=["reasoning_jim"]), say=lambda line: None)
+    assert "reasoning_gym" in str(caught.value.remedy)
+
+
+def test_status(gym_installation: GymInstallation, tmp_path: Path) -> None:
+    shown = render_status(gym_status(None, "http://127.0.0.1:9"))
+    assert f"nemo-gym {gym_installation.version}" in shown
+    assert "nothing answers at http://127.0.0.1:9" in shown
+    assert "run 'gymtrl gym setup'" in render_status(gym_status(tmp_path, "http://127.0.0.1:9"))
+
+
+def test_demo_tasks_and_their_twins(gym_python: Path) -> None:
+    tasks = make_tasks(gym_python)
+    assert len(tasks) == 300
+    by_question = {t["question"]: t["metadata"]["twin"] for t in tasks}
+    asked = "Solve the following multiplication: {}. Give only the result as your final answer."
+    assert by_question[asked.format("3 * 4")] == by_question[asked.format("4 * 3")]
+    assert by_question[asked.format("3 * 4")] != by_question[asked.format("3 * 5")]
+    assert not any("12" in q for q in by_question)  # the worked turn's question is no task
+
+
+@pytest.mark.slow
+def test_collect_from_the_real_gym(gym_installation: GymInstallation, smollm2_dir: Path, tmp_path: Path) -> None:
+    tasks = make_tasks(Path(gym_installation.python))[:4]
+    settings = CollectSettings(repeats=2, max_output_tokens=8, timeout=60)
+    out = tmp_path / "rollouts.jsonl"
+    with gym_session("reasoning_gym", tmp_path / "logs") as session:
+        first = session.collect(smollm2_dir, tasks, out, settings, agent=None, name="rollouts")
+        assert (first.wanted, first.collected, first.failed) == (8, 8, 0)
+        whole = out.read_bytes()
+
+        # What an interrupted run leaves: fewer lines, the last one cut. The same rollouts come back, seed by seed.
+        lines = whole.splitlines(keepends=True)
+        out.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+        assert finished(tasks, out, settings, None) is None
+        second = session.collect(smollm2_dir, tasks, out, settings, agent=None, name="rollouts")
+        assert second == first
+        assert texts(whole) == texts(out.read_bytes())
+
+        # An agent that does not exist, and other settings for the same file.
+        with pytest.raises(RunError, match="no agent"):
+            session.collect(smollm2_dir, tasks, tmp_path / "n.jsonl", settings, agent="nobody", name="x")
+        with pytest.raises(UserError, match="another collection"):
+            session.collect(smollm2_dir, tasks[:2], out, settings, agent=None, name="x")
+    read = list(read_lines([out]))
+    assert {line.verdict for line in read} == {"ok"}
+    rollouts = [line.rollout for line in read if line.rollout]
+    assert all(r.recorded and r.input_key and r.sampling.temperature == 1.0 for r in rollouts)
+    assert {r.input_key for r in rollouts} == {input_key(t) for t in tasks}
+
+
+def texts(content: bytes) -> dict[tuple[int, int], list[int]]:
+    rows = [msgspec.json.decode(line) for line in content.splitlines()]
+    return {
+        (r["_ng_task_index"], r["_ng_rollout_index"]): r["response"]["output"][-1]["generation_token_ids"] for r in rows
+    }
+
+
+@pytest.mark.slow
+def test_gym_that_cannot_start_says_why(gym_installation: GymInstallation, tmp_path: Path) -> None:
+    opened = running_gym(
+        gym_installation, server="reasoning_jim", policy_url="http://127.0.0.1:9/v1", policy_name="p", folder=tmp_path
+    )
+    with opened as ready, pytest.raises(RunError, match="reasoning_jim"):
+        ready()
+    assert find_running("http://127.0.0.1:9") is None
