@@ -71,7 +71,8 @@ class ModelTemplate:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a rendered text, which holds its special tokens already."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Not verbose: rows that are too long are dropped with a reason of their own.
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of `ids`, spaces left as they are."""
