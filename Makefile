@@ -1,6 +1,7 @@
 # make demo         the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
 # make test         lint, types and all tests (PYTHON=... chooses the interpreter)
 # make benchmark    speed of the endpoint against plain generate
+# make clean        removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
@@ -33,4 +34,4 @@ benchmark: setup
 	$(BIN)/python benchmarks/serving.py
 
 clean:
-	rm -rf .venv-* .gymtrl runs
+	rm -rf .venv-* .gymtrl runs/demo-*

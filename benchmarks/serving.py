@@ -1,4 +1,4 @@
-"""Rollouts a minute of the CPU endpoint's engine, against `transformers` generate in left-padded batches.
+"""Generated tokens a second of the CPU endpoint's engine, against `transformers` generate in left-padded batches.
 
 Run as: python benchmarks/serving.py MODEL [--threads 2] [--out benchmarks/results/serving.json]
 
@@ -143,7 +143,7 @@ def main() -> None:
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     for name, side in (("engine", engine), ("transformers generate", baseline)):
         print(f"{name}: {side['rollouts_per_minute']} rollouts/min, {side['tokens_per_second']} tokens/s")
-    print(f"ratio {result['ratio']} (written to {options.out})")
+    print(f"ratio of token rates {result['ratio']} (written to {options.out})")
 
 
 if __name__ == "__main__":

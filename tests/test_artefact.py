@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.workspace.artefact import Counts, artefact, read_manifest, up_to_date
@@ -48,7 +48,10 @@ def test_failure_leaves_nothing(tmp_path: Path, source: Path) -> None:
 
 def test_failure_keeps_the_older_folder(tmp_path: Path, source: Path) -> None:
     write(tmp_path / "out", source, text="old")
-    with pytest.raises(ZeroDivisionError), artefact(tmp_path / "out", verb="t", settings=Settings(), inputs=[source]):
+    with (
+        pytest.raises(ZeroDivisionError),
+        artefact(tmp_path / "out", verb="test", settings=Settings(), inputs=[source]),
+    ):
         raise ZeroDivisionError
     assert (tmp_path / "out" / "data").read_text() == "old"
 
@@ -78,6 +81,34 @@ def test_foreign_folder_is_refused(tmp_path: Path, source: Path) -> None:
     with pytest.raises(UserError, match="was not written by gymtrl"):
         write(tmp_path / "out", source)
     assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_a_stage_never_replaces_what_it_reads_or_another_stage(tmp_path: Path, source: Path) -> None:
+    write(tmp_path / "out", source)
+    with pytest.raises(UserError, match="holds what 'test' reads"):
+        write(tmp_path / "out", tmp_path / "out" / "data")
+    with (
+        pytest.raises(UserError, match="holds what 'test' wrote, not 'other'"),
+        artefact(tmp_path / "out", verb="other", settings=Settings(), inputs=[source]),
+    ):
+        pass
+    assert (tmp_path / "out" / "data").read_text() == "x"
+    with pytest.raises(UserError, match="no name"):
+        write(Path("."), source)
+
+
+def test_settings_that_change_no_result_may_differ(tmp_path: Path, source: Path) -> None:
+    class Patient(BaseModel):
+        value: int = 1
+        timeout: int = Field(default=5, json_schema_extra={"changes_result": False})
+
+    opened = artefact(tmp_path / "o", verb="t", settings=Patient(), inputs=[source], resumable=True)
+    with pytest.raises(KeyboardInterrupt), opened:
+        raise KeyboardInterrupt
+    with artefact(tmp_path / "o", verb="t", settings=Patient(timeout=9), inputs=[source], resumable=True) as draft:
+        assert draft.resumed
+    assert up_to_date(tmp_path / "o", verb="t", settings=Patient(timeout=3), inputs=[source])
+    assert not up_to_date(tmp_path / "o", verb="t", settings=Patient(value=3), inputs=[source])
 
 
 def test_resumable_keeps_what_was_written_for_the_same_work_only(tmp_path: Path, source: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from gymtrl.comparison.compare import compare_files
-from gymtrl.comparison.estimate import cluster_mean
-from gymtrl.comparison.outcome import check_outcome
+from gymtrl.comparison.estimate import cluster_mean, sign_flip_p
+from gymtrl.comparison.outcome import exit_status
 from gymtrl.errors import UserError
 from rows import row, write_rows
 
@@ -73,15 +73,15 @@ def rollouts(path: Path, rewards: list[list[float]], **more: object) -> Path:
 
 
 def test_improvement_is_paired_by_task(tmp_path: Path) -> None:
-    before = rollouts(tmp_path / "b.jsonl", [[0, 0], [0, 1], [1, 1], [0, 0], [1, 0], [0, 0]])
-    after = rollouts(tmp_path / "a.jsonl", [[1, 1], [1, 1], [1, 1], [1, 0], [1, 1], [1, 1]])
+    before = rollouts(tmp_path / "b.jsonl", [[0, 0], [0, 1], [1, 1], [0, 0], [1, 0], [0, 0]] * 3)
+    after = rollouts(tmp_path / "a.jsonl", [[1, 1], [1, 1], [1, 1], [1, 0], [1, 1], [1, 1]] * 3)
     result = compare_files([before], [after])
     assert result.outcome == "improved"
     assert result.difference.mean == pytest.approx((1 + 0.5 + 0 + 0.5 + 0.5 + 1) / 6)
-    assert (result.better, result.worse, result.equal) == (5, 0, 1)
-    assert (result.solved, result.lost) == (4, 0)
+    assert (result.better, result.worse, result.equal) == (15, 0, 3)
+    assert (result.solved, result.lost) == (12, 0)
     assert result.difference.low > 0
-    assert check_outcome(result, "not-improved") == 0
+    assert exit_status(result, "not-improved") == 0
     assert compare_files([after], [before]).outcome == "regressed"
 
 
@@ -92,8 +92,23 @@ def test_nothing_shown_says_what_could_have_been(tmp_path: Path) -> None:
     assert result.outcome == "not shown"
     assert f"{result.difference.detectable:.3f}" in result.verdict
     assert any("clusters" in w for w in result.warnings)
-    assert check_outcome(result, "not-improved") == 1
-    assert check_outcome(result, "regressed") == 0
+    assert exit_status(result, "not-improved") == 1
+    assert exit_status(result, "regressed") == 0
+
+
+def test_two_tasks_prove_nothing(tmp_path: Path) -> None:
+    before, after = rollouts(tmp_path / "b.jsonl", [[0], [0]]), rollouts(tmp_path / "a.jsonl", [[1], [1]])
+    result = compare_files([before], [after])
+    assert (result.outcome, result.sign_flip_p) == ("not shown", 0.5)
+    assert "so few clusters" in result.verdict
+
+
+def test_sign_flips_match_the_exact_test() -> None:
+    # Eight positive differences of equal size: only two of 2^8 patterns are as extreme.
+    assert sign_flip_p([0.5] * 8, range(8)) == pytest.approx(2 / 2**8)
+    assert sign_flip_p([0.5] * 8, [0, 0, 0, 0, 1, 1, 1, 1]) == pytest.approx(2 / 2**2)
+    x = np.random.default_rng(5).normal(0.3, 1, size=40)
+    assert sign_flip_p(x, range(40)) == pytest.approx(stats.ttest_1samp(x, 0).pvalue, abs=0.02)
 
 
 def test_invalid_rewards_are_left_out_and_told(tmp_path: Path) -> None:

@@ -234,6 +234,16 @@ def test_a_task_collected_with_and_without_its_sidecar_stays_on_one_side(tmp_pat
     assert table["split"][:30].to_list() == table["split"][30:].to_list()
 
 
+def test_cap_and_duplicates_count_a_task_once_whether_or_not_its_input_row_is_known(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", *[row(0, i, 1.0) for i in range(3)])
+    asked = [{k: v for k, v in row(0, i, None, answer=0).items() if k != "response"} for i in range(3)]
+    write(tmp_path / "a_materialized_inputs.jsonl", *asked)
+    write(tmp_path / "b.jsonl", *[row(0, i, 1.0) for i in range(1, 6)])
+    settings = FilterSettings(validation=0)
+    result = filter_rollouts([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "out", settings)
+    assert (result.train, result.dropped) == (4, {"duplicate_completion": 2, "over_cap": 2})
+
+
 def test_one_task_only_is_refused_with_a_remedy(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", row(0, 0, 1.0), row(0, 1, 0.0))
     with pytest.raises(UserError, match="one task") as caught:

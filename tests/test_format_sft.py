@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ from rich.console import Console
 
 from gymtrl.errors import UserError
 from gymtrl.formats.settings import FormatSftSettings
-from gymtrl.formats.sft import format_sft
+from gymtrl.formats.sft import format_inputs, format_sft
 from gymtrl.formats.show import show
-from gymtrl.training.fingerprint import load_tokenizer
+from gymtrl.models.fingerprint import load_tokenizer
+from gymtrl.workspace.artefact import read_manifest, up_to_date
 
 
 def row(question: str, answer: str, **fields: Any) -> dict[str, Any]:
@@ -162,12 +164,58 @@ def test_keys_of_a_filter_folder_come_from_its_table(tmp_path: Path, smollm2_dir
         FormatSftSettings(model=str(smollm2_dir)),
     )
     identity = pl.read_parquet(first.path / "data" / "train-*.parquet")["row_id"][0]
-    table = {"row_id": [identity], "file": ["results/rollouts.jsonl"], "line": [17], "cluster_key": ["template-3"]}
+    table = {
+        "row_id": [identity] * 2,
+        "file": ["results/rollouts.jsonl"] * 2,
+        "line": [17, 18],
+        "cluster_key": ["template-3", "other"],
+        "split": ["train", "dropped"],
+    }
     pl.DataFrame(table).write_parquet(tmp_path / "a" / "table.parquet")
     format_sft(tmp_path / "a", tmp_path / "two", FormatSftSettings(model=str(smollm2_dir)))
     got = pl.read_parquet(tmp_path / "two" / "data" / "train-*.parquet").row(0, named=True)
     assert (got["file"], got["line"], got["cluster_key"]) == ("results/rollouts.jsonl", 17, "template-3")
     assert got["task_key"]
+
+
+def test_lines_with_the_same_bytes_keep_their_places(tmp_path: Path, smollm2_dir: Path) -> None:
+    import hashlib
+
+    import polars as pl
+
+    source = write_lines(tmp_path / "a" / "train.jsonl", [row("a?", "b")] * 2)
+    identity = hashlib.sha256(source.read_bytes().splitlines()[0]).hexdigest()[:16]
+    table = {"row_id": [identity] * 2, "file": ["x.jsonl", "y.jsonl"], "line": [5, 9], "split": ["train"] * 2}
+    pl.DataFrame(table).write_parquet(tmp_path / "a" / "table.parquet")
+    format_sft(source.parent, tmp_path / "out", FormatSftSettings(model=str(smollm2_dir)))
+    got = pl.read_parquet(tmp_path / "out" / "data" / "train-*.parquet")
+    assert list(got.select("file", "line").iter_rows()) == [("x.jsonl", 5), ("y.jsonl", 9)]
+
+
+def test_a_changed_template_or_sidecar_makes_the_dataset_out_of_date(tmp_path: Path, smollm2_dir: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in smollm2_dir.glob("*.*"):
+        if path.suffix != ".safetensors":
+            shutil.copyfile(path, model / path.name)
+    source = write_lines(tmp_path / "r.jsonl", [row("a?", "b")])
+    settings = FormatSftSettings(model=str(model))
+    out = format_sft(source, tmp_path / "out", settings).path
+
+    def fresh() -> bool:
+        inputs = format_inputs(source, settings)
+        return up_to_date(out, verb="format sft", settings=settings, inputs=inputs) is not None
+
+    assert fresh()
+    assert not any(path.path.endswith(".safetensors") for path in read_manifest(out).inputs)
+    template = model / "chat_template.jinja"
+    written = template.read_text()
+    template.write_text(written + " ")
+    assert not fresh()
+    template.write_text(written)
+    assert fresh()
+    write_lines(tmp_path / "r_materialized_inputs.jsonl", [{}])
+    assert not fresh()
 
 
 def test_mistakes_are_told_with_a_remedy(tmp_path: Path, smollm2_dir: Path) -> None:
@@ -194,6 +242,15 @@ def test_show_paints_what_is_trained(dataset: Path, tiny_model: Path) -> None:
     colours = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard")
     show(dataset, tokenizer, 2, colours)
     assert "\x1b[1;30;42m1 + 1 = 2<|im_end|>\x1b[0m" in colours.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_show_lets_no_control_character_through(tiny_model: Path, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "r.jsonl", [row("\x1b]0;title\x07 a?", "b \x1b[2J")])
+    out = format_sft(source, tmp_path / "out", FormatSftSettings(model=str(tiny_model))).path
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    show(out, load_tokenizer(str(tiny_model)), 1, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "title" in text and not {"\x1b", "\x07"} & set(text)
 
 
 def test_the_folders_own_script_trains_with_plain_trl(dataset: Path, tiny_model: Path, tmp_path: Path) -> None:

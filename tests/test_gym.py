@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.gym.collect import finished, materialize, read_tasks
 from gymtrl.gym.install import GymInstallation, setup_gym, uv_executable
 from gymtrl.gym.python import find_python
-from gymtrl.gym.servers import find_running, running_gym
+from gymtrl.gym.servers import free_port, running_gym
 from gymtrl.gym.settings import CollectSettings, GymSetupSettings
 from gymtrl.gym.status import gym_status, render_status
 from gymtrl.rollouts.keys import input_key
@@ -25,7 +26,7 @@ TASK = {"responses_create_params": {"input": "1 + 1 ="}, "answer": "2", "agent_r
 
 
 def test_requests_differ_only_in_their_seed() -> None:
-    rows = materialize([TASK, TASK | {"answer": "3"}], CollectSettings(repeats=2, temperature=0.5), None)
+    rows = materialize([TASK, TASK | {"answer": "3"}], CollectSettings(repeats=2, temperature=0.5))
     assert [(r["_ng_task_index"], r["_ng_rollout_index"]) for r in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     seeds = {json.loads(r["responses_create_params"]["metadata"]["extra_body"])["seed"] for r in rows}
     assert len(seeds) == 4
@@ -37,12 +38,19 @@ def test_requests_differ_only_in_their_seed() -> None:
 def test_a_task_without_agent_needs_one() -> None:
     task = {"responses_create_params": {"input": "x"}}
     with pytest.raises(UserError, match="names no agent"):
-        materialize([task], CollectSettings(), None)
-    assert materialize([task], CollectSettings(), "mine")[0]["agent_ref"] == {"name": "mine"}
+        materialize([task], CollectSettings())
+    assert materialize([task], CollectSettings(agent="mine"))[0]["agent_ref"] == {"name": "mine"}
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("", "no tasks"), ("{}\n", ":1: not a Gym task"), ('{"a"\n', ":1: not JSON")]
+    ("content", "message"),
+    [
+        ("", "no tasks"),
+        ("{}\n", ":1: not a Gym task"),
+        ('{"a"\n', ":1: not JSON"),
+        ('{"responses_create_params": {}, "agent_ref": "a"}', "agent_ref is no object"),
+        ('{"responses_create_params": {"metadata": {"extra_body": "{"}}}', "extra_body is no JSON"),
+    ],
 )
 def test_bad_task_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "tasks.jsonl"
@@ -54,7 +62,7 @@ def test_bad_task_files(tmp_path: Path, content: str, message: str) -> None:
 def test_python_that_gym_does_not_run_on() -> None:
     uv = uv_executable()
     if sys.version_info < (3, 12):
-        with pytest.raises(UserError, match="does not run on Python 3.11"):
+        with pytest.raises(UserError, match=r"does not run on Python 3\.11"):
             find_python(sys.executable, uv)
     assert find_python(None, uv).fits
 
@@ -94,23 +102,24 @@ def test_collect_from_the_real_gym(gym_installation: GymInstallation, smollm2_di
     settings = CollectSettings(repeats=2, max_output_tokens=8, timeout=60)
     out = tmp_path / "rollouts.jsonl"
     with gym_session("reasoning_gym", tmp_path / "logs") as session:
-        first = session.collect(smollm2_dir, tasks, out, settings, agent=None, name="rollouts")
+        first = session.collect(smollm2_dir, tasks, out, settings, name="rollouts")
         assert (first.wanted, first.collected, first.failed) == (8, 8, 0)
         whole = out.read_bytes()
 
         # What an interrupted run leaves: fewer lines, the last one cut. The same rollouts come back, seed by seed.
         lines = whole.splitlines(keepends=True)
         out.write_bytes(b"".join(lines[:5]) + lines[5][:40])
-        assert finished(tasks, out, settings, None) is None
-        second = session.collect(smollm2_dir, tasks, out, settings, agent=None, name="rollouts")
+        assert finished(tasks, out, settings) is None
+        second = session.collect(smollm2_dir, tasks, out, settings, name="rollouts")
         assert second == first
         assert texts(whole) == texts(out.read_bytes())
 
         # An agent that does not exist, and other settings for the same file.
-        with pytest.raises(RunError, match="no agent"):
-            session.collect(smollm2_dir, tasks, tmp_path / "n.jsonl", settings, agent="nobody", name="x")
+        nobody = settings.model_copy(update={"agent": "nobody"})
+        with pytest.raises(UserError, match="no agent"):
+            session.collect(smollm2_dir, tasks, tmp_path / "n.jsonl", nobody, name="x")
         with pytest.raises(UserError, match="another collection"):
-            session.collect(smollm2_dir, tasks[:2], out, settings, agent=None, name="x")
+            session.collect(smollm2_dir, tasks[:2], out, settings, name="x")
     read = list(read_lines([out]))
     assert {line.verdict for line in read} == {"ok"}
     rollouts = [line.rollout for line in read if line.rollout]
@@ -132,4 +141,22 @@ def test_gym_that_cannot_start_says_why(gym_installation: GymInstallation, tmp_p
     )
     with opened as ready, pytest.raises(RunError, match="reasoning_jim"):
         ready()
-    assert find_running("http://127.0.0.1:9") is None
+
+
+def test_a_running_gym_needs_the_endpoints_port(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="address of its own"), gym_session("s", tmp_path, head="http://127.0.0.1:9"):
+        pass
+
+
+def test_a_collection_without_a_rollout_is_no_success(tmp_path: Path) -> None:
+    out = tmp_path / "rollouts.jsonl"
+    for name in ("rollouts.jsonl", "rollouts_failures.jsonl"):
+        (tmp_path / name).touch()
+    assert finished([TASK], out, CollectSettings(repeats=1)) is None
+
+
+def test_ports_are_free_and_out_of_the_way() -> None:
+    port = free_port()
+    assert 20000 < port < 32768
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))

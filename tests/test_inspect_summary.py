@@ -12,7 +12,8 @@ from rich.console import Console
 from gymtrl.reports.inspection import render, summary_json
 from gymtrl.rollouts.quality import default_threshold
 from gymtrl.rollouts.reader import read_lines
-from gymtrl.rollouts.summary import Summary, summarize, verdict_counts
+from gymtrl.rollouts.remedies import remedy_for
+from gymtrl.rollouts.summary import Summary, summarize
 
 
 def row(task: int, repeat: int, reward: float | None, text: str | None = None, **more: Any) -> dict[str, Any]:
@@ -75,7 +76,29 @@ def test_every_problem_comes_with_a_place_and_a_remedy(gym_site_packages: Path) 
     assert len(problems) == 12
     assert sum(finding.count for finding in found.findings) == found.lines == 695
     assert all(finding.remedy and finding.detail and finding.examples for finding in problems)
-    assert verdict_counts(found)["reject:malformed_json"] == 20
+    assert {finding.reason: finding.count for finding in problems}["malformed_json"] == 20
+
+
+def test_the_cap_counts_a_task_once_whether_or_not_its_input_row_is_known(tmp_path: Path) -> None:
+    files = []
+    for name in ("a", "b"):
+        files.append(tmp_path / f"{name}.jsonl")
+        rows = [row(0, i, 1.0, f"{name} {i}") for i in range(3)]
+        files[-1].write_text("".join(json.dumps(r) + "\n" for r in rows))
+    asked = [{k: v for k, v in row(0, i, None).items() if k != "response"} for i in range(3)]
+    (tmp_path / "a_materialized_inputs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
+    assert summarize(read_lines(files)).good_for.sft_rows == 4
+
+
+def test_text_that_is_no_utf8_does_not_break_the_summary(tmp_path: Path) -> None:
+    (tmp_path / "rollouts_failures.jsonl").write_text('{"_ng_failure_class": "\\ud800"}\n')
+    found = summary(tmp_path, row(0, 0, 1.0), {"\ud800": 1})
+    assert json.loads(summary_json(found))["world_failures"] == {"?": 1}
+
+
+def test_remedies_name_no_flag_that_the_verb_lacks() -> None:
+    assert "--" not in remedy_for("reject", "line_too_long")
+    assert "'gymtrl filter'" in remedy_for("context", "hidden_context")
 
 
 def test_a_summary_is_plain_data(tmp_path: Path) -> None:

@@ -186,6 +186,15 @@ def test_reasoning_is_kept_or_refused(own: ModelTemplate, qwen: ModelTemplate) -
     assert loss_parts(tokenize(row, qwen3), qwen3) == ["<think>\ntwo and two\n</think>\n\n4<|im_end|>"]
 
 
+def test_a_prompt_that_the_server_would_render_differently_is_flagged(own: ModelTemplate) -> None:
+    qwen3 = with_template(own, "qwen3")
+    single = tokenize(rollout([user("q?")], [assistant("a")]), qwen3)
+    two = tokenize(rollout([user("q?")], [assistant("a1"), user("more?"), assistant("a2")]), qwen3)
+    assert isinstance(single, Tokenized) and isinstance(two, Tokenized)
+    assert (single.route, single.flags) == ("template", ())
+    assert (two.route, two.flags) == ("template", ("prompt_differs_from_inference",))
+
+
 def test_answer_that_begins_with_line_breaks(qwen: ModelTemplate) -> None:
     row = tokenize(rollout([user("hi")], [assistant("\n\nhello")]), qwen)
     assert loss_parts(row, qwen) == ["\n\nhello<|im_end|>"]

@@ -122,6 +122,8 @@ def test_hidden_reasoning_and_developer_role_are_flagged() -> None:
         ([call("1"), call("1")], "duplicate_call_id"),
         ([call("1", "[1]")], "bad_tool_arguments"),
         ([call("1", '{"x": NaN}')], "bad_tool_arguments"),
+        ([call("1", '{"x": 1e999}')], "bad_tool_arguments"),
+        ([call("1", '{"a":' * 150 + "1" + "}" * 150)], "bad_tool_arguments"),
         ([call("1", "{")], "bad_tool_arguments"),
         ([answer("9"), say("a")], "orphan_tool_output"),
         ([call("1"), answer("1"), answer("1")], "duplicate_tool_output"),
@@ -133,6 +135,8 @@ def test_hidden_reasoning_and_developer_role_are_flagged() -> None:
         ([say("a"), {"role": "user", "content": "b"}, say("")], "empty_assistant"),
         ([say("\ud800")], "roundtrip_mismatch"),
         ([call("1", '{"x": "\\ud800"}')], "roundtrip_mismatch"),
+        ([call("\ud800")], "roundtrip_mismatch"),
+        ([call("\ud800"), answer("\ud800"), say("a")], "roundtrip_mismatch"),
     ],
 )
 def test_refusals(output: Any, reason: str) -> None:
@@ -168,6 +172,8 @@ def test_token_ids_are_recorded_for_all_turns_or_none() -> None:
     assert chat([say("a", **tokens), more, say("b")]).recorded == ()
     assert chat([say("a", **{**tokens, "generation_log_probs": [-0.5]})]).recorded == ()
     assert chat([say("a", **{**tokens, "generation_token_ids": []})]).recorded == ()
+    (turn,) = chat([say("a", **{**tokens, "generation_log_probs": [-0.5, -(10**399)]})]).recorded
+    assert turn.generation_log_probs == (-0.5, float("-inf"))
 
 
 ORACLE = r"""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gymtrl.errors import UserError
-from gymtrl.models import make_smollm2
+from gymtrl.errors import RunError, UserError
 from gymtrl.models import smollm2 as module
+from gymtrl.models.smollm2 import make_smollm2
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
@@ -60,3 +64,56 @@ def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Exception):  # noqa: B017  # whatever the GGUF reader says
         make_smollm2(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(gguf: Path, out: Path, template: str) -> None:
+        (out / "model.safetensors").write_text("new")
+
+    monkeypatch.setattr(module, "_convert", write)
+    left = tmp_path / ".out.partial"
+    left.mkdir()
+    (left / "half").write_text("old")
+    make_smollm2(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(gguf: Path, out: Path, template: str) -> None:
+        raise OSError(number, "as the system says it")
+
+    monkeypatch.setattr(module, "_convert", fail)
+    with pytest.raises(RunError, match="disk is full") as caught:
+        make_smollm2(tmp_path / "out")
+    assert caught.value.remedy and list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_as_safetensors_says_it(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from gymtrl.models import smollm2
+smollm2._convert = lambda gguf, out, template: save_file({"a": torch.zeros(2**20)}, out / "model.safetensors")
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+try:
+    smollm2.make_smollm2(Path(sys.argv[1]))
+except smollm2.RunError as error:
+    print(error.remedy)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+    assert "another disk" in done.stdout and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(UserError, match=package) as caught:
+        make_smollm2(tmp_path / "out")
+    assert caught.value.remedy == "pip install 'gymtrl[train,demo]'"

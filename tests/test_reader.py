@@ -39,8 +39,17 @@ def only(path: Path) -> Line:
     return line
 
 
+# SHA-256 over every line that NeMo Gym 0.4.0 ships: path below site-packages, line, verdict and reason.
+SHIPPED_VERDICTS = "9cbb2e9731f26babd6bc962b344835306150d40af0cf59a56b4981dff4963bfe"
+
+
 def test_every_line_that_gym_ships_has_the_expected_verdict(gym_site_packages: Path) -> None:
     lines = list(read_lines(sorted(gym_site_packages.rglob("*rollout*.jsonl"))))
+    told = "".join(
+        f"{Path(line.origin.file).relative_to(gym_site_packages)}:{line.origin.line} {line.verdict}:{line.reason}\n"
+        for line in lines
+    )
+    assert hashlib.sha256(told.encode()).hexdigest() == SHIPPED_VERDICTS
     assert Counter(line.verdict for line in lines) == {"ok": 485, "context": 53, "reject": 57, "skip": 100}
     assert Counter(line.reason for line in lines if line.reason) == {
         "materialized_input": 80,
@@ -144,6 +153,49 @@ def test_a_nan_reward_is_seen_and_a_surrogate_elsewhere_does_no_harm(tmp_path: P
     line = only(write(tmp_path / "rollouts.jsonl", rollout(reward=float("nan"), note="\ud800")))
     assert line.verdict == "ok" and line.rollout is not None
     assert line.rollout.reward != line.rollout.reward
+
+
+@pytest.mark.parametrize("where", ["temperature", "top_p"])
+def test_a_number_beyond_any_float_is_infinite(tmp_path: Path, where: str) -> None:
+    request = rollout()["responses_create_params"] | {where: 10**399}
+    read = only(write(tmp_path / "rollouts.jsonl", rollout(responses_create_params=request))).rollout
+    assert read is not None and getattr(read.sampling, where) == float("inf")
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+def with_tool(parameters: bytes) -> bytes:
+    tool = {"type": "function", "name": "f", "parameters": "HERE"}
+    row = rollout(responses_create_params=rollout()["responses_create_params"] | {"tools": [tool]})
+    return json.dumps(row).encode().replace(b'"HERE"', parameters)
+
+
+@pytest.mark.parametrize("depth", [150, *range(900, 1000, 7), 5000])
+def test_deep_nesting_is_refused_wherever_it_stands(tmp_path: Path, depth: int) -> None:
+    place = json.dumps(rollout(note=0)).encode()
+    deep_input = place.replace(b'"content": "6', b'"extra": ' + nested(depth) + b', "content": "6')
+    path = write(tmp_path / "rollouts.jsonl", with_tool(nested(depth)), deep_input, rollout())
+    tool, _, sound = read_lines([path])
+    assert (tool.reason, tool.detail) == ("malformed_json", "nested too deeply")
+    assert sound.verdict == "ok"
+    write(tmp_path / "rollouts_materialized_inputs.jsonl", with_tool(nested(depth))[:-1] + b', "_ng_task_index": 0}')
+    assert len(list(read_lines([path]))) == 3
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_a_tool_that_no_json_can_hold_is_refused(tmp_path: Path, number: bytes) -> None:
+    path = write(tmp_path / "rollouts.jsonl", with_tool(b'{"maximum": ' + number + b"}"))
+    assert verdicts(path) == ["reject:roundtrip_mismatch"]
+
+
+def test_details_are_sound_text(tmp_path: Path) -> None:
+    call = {"type": "function_call", "call_id": "\ud800", "name": "f", "arguments": "{}"}
+    said = {"type": "message", "role": "assistant", "content": "a"}
+    path = write(tmp_path / "rollouts.jsonl", {"\ud800": 1}, rollout(response={"output": [call, said]}))
+    for line in read_lines([path]):
+        assert line.verdict == "reject" and line.detail.encode()
 
 
 def test_fields_of_the_record(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -48,7 +47,4 @@ def test_second_section_on_shipped_files(gym_site_packages: Path, smollm2_tools_
         made = read_manifest(tmp_path / "runs" / server / "sft").counts
         assert kept and made and kept.read == 5
         assert made.written >= 0.95 * made.read
-        assert f"| `{server}` | {kept.read} | {kept.written} | {made.written} |" in README
-    assert "function_call" in json.dumps(
-        (gym_site_packages / "resources_servers" / SERVERS[0] / "data" / "example_rollouts.jsonl").read_text()
-    )
+        assert re.search(rf"\| `{server}`.* \| {kept.read} \| {kept.written} \| {made.written} \|", README)

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    FalconConfig,
+    FalconForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
-    OPTConfig,
-    OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -30,10 +30,11 @@ from transformers import (
 )
 
 from gymtrl.errors import RunError, UserError
+from gymtrl.serving import engine as engine_module
 from gymtrl.serving.batch import forward_rows
-from gymtrl.serving.cache import SlotCache
-from gymtrl.serving.engine import Engine, GenerationRequest, GenerationResult
-from gymtrl.serving.prefixes import PrefixStore, shared_prefixes
+from gymtrl.serving.cache import SlotCache, SlotLayer
+from gymtrl.serving.engine import Engine, GenerationRequest, GenerationResult, _free_bytes, _token_bytes
+from gymtrl.serving.prefixes import MIN_SHARED_TOKENS, PrefixStore, shared_prefixes
 from gymtrl.serving.sampling import Sampling, choose
 from gymtrl.serving.suitability import check_slots, refuse_unsuitable
 
@@ -106,20 +107,32 @@ def logits_after(model: PreTrainedModel, prompt: tuple[int, ...], reply: tuple[i
     return model(input_ids=ids, logits_to_keep=len(reply) + 1).logits[0, :-1].float()
 
 
-def check_reply(
+def parting(
     model: PreTrainedModel, prompt: tuple[int, ...], got: GenerationResult, wanted: tuple[int, ...]
-) -> bool:
-    """Checks tokens and log-probabilities; returns whether they parted at a tie."""
+) -> float | None:
+    """Checks the log-probabilities, and that the best two logits are in question where the tokens part from others.
+
+    Returns how far apart those two are, or None if the tokens are the same.
+    """
     logits = logits_after(model, prompt, got.token_ids)
     expected = logits.log_softmax(-1).gather(-1, torch.tensor(got.token_ids)[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(got.log_probs), expected, atol=1e-4, rtol=0)
     if got.token_ids == wanted:
-        return False
-    place = next(i for i, (a, b) in enumerate(zip(got.token_ids, wanted, strict=False)) if a != b)
+        return None
+    differing = (i for i, (a, b) in enumerate(zip(got.token_ids, wanted, strict=False)) if a != b)
+    place = next(differing, None)
+    assert place is not None, f"{len(got.token_ids)} tokens instead of {len(wanted)}"
     best = logits[place].topk(2)
     assert {got.token_ids[place], wanted[place]} == set(best.indices.tolist())
-    assert best.values[0] - best.values[1] < TIE
-    return True
+    return float(best.values[0] - best.values[1])
+
+
+def check_reply(
+    model: PreTrainedModel, prompt: tuple[int, ...], got: GenerationResult, wanted: tuple[int, ...]
+) -> None:
+    """Checks tokens, ties aside, and log-probabilities."""
+    apart = parting(model, prompt, got, wanted)
+    assert apart is None or apart < TIE
 
 
 @pytest.mark.parametrize("shared", [0, 40])
@@ -162,8 +175,20 @@ def test_identical_prompts_are_computed_once(engine: Engine, tiny: LlamaForCausa
     assert sum(result.cached_tokens >= len(prompt) - 1 for result in results) >= 5
 
 
-def test_rows_that_outgrow_memory_are_computed_again(tiny: LlamaForCausalLM) -> None:
-    engine = Engine(tiny, tiny_tokenizer(), max_batch=8, cache_tokens=100, prefix_tokens=0)
+# Room for one row; for fewer at their full length than at first; for all, but not for growth ahead of need.
+@pytest.mark.parametrize("limit", [100, 1000, 1024])
+def test_rows_that_outgrow_memory_are_computed_again(
+    tiny: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    allocated: list[tuple[int, int]] = []
+    resize = SlotLayer.resize
+
+    def recording(layer: SlotLayer, slots: int, columns: int) -> None:
+        allocated.append((slots, columns))
+        resize(layer, slots, columns)
+
+    monkeypatch.setattr(SlotLayer, "resize", recording)
+    engine = Engine(tiny, tiny_tokenizer(), max_batch=8, cache_tokens=limit, prefix_bytes=0)
     try:
         asked = prompts(8, seed=2)
         futures = [engine.submit(request(prompt, 40)) for prompt in asked]
@@ -171,6 +196,51 @@ def test_rows_that_outgrow_memory_are_computed_again(tiny: LlamaForCausalLM) -> 
             check_reply(tiny, prompt, future.result(60), reference(tiny, prompt, 40))
     finally:
         engine.close()
+    assert max(slots * columns for slots, columns in allocated if slots > 1 or limit >= 1000) <= limit
+
+
+def test_room_of_long_rows_is_given_back_to_many_short_ones(tiny: LlamaForCausalLM) -> None:
+    engine = Engine(tiny, tiny_tokenizer(), max_batch=8, cache_tokens=1024, prefix_bytes=0)
+    try:
+        long = engine.submit(request(tuple(range(3, 90)) * 5, 60, sampling=Sampling(), seed=1))
+        asked = prompts(12, seed=9)
+        futures = [engine.submit(request(prompt, 70)) for prompt in asked]
+        assert long.result(60).token_ids
+        for prompt, future in zip(asked, futures, strict=True):
+            check_reply(tiny, prompt, future.result(60), reference(tiny, prompt, 70))
+    finally:
+        engine.close()
+
+
+def test_padding_needs_one_column(tiny: LlamaForCausalLM) -> None:
+    cache = SlotCache(3)
+    rows = [list(prompt) for prompt in ([5] * 120, [7, 8, 9] * 40)]
+    with torch.inference_mode():
+        forward_rows(tiny, cache, 0, [rows[0][:110]], [0])
+        got = forward_rows(tiny, cache, 0, [rows[0][110:], rows[1]], [110, 0])
+        assert cache.columns == 128
+        for row, logits in zip(rows, got, strict=True):
+            torch.testing.assert_close(logits, tiny(torch.tensor([row])).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_remembered_prefixes_are_bounded_in_bytes(tiny: LlamaForCausalLM) -> None:
+    limit = 50 * _token_bytes(tiny) + 1
+    engine = Engine(tiny, tiny_tokenizer(), prefix_bytes=limit)
+    try:
+        for prompt in prompts(8, seed=10):
+            engine.submit(request(prompt, 20)).result(30)
+        held = [tensor for saved in engine._store._saved.values() for tensor in saved]
+        assert held and sum(tensor.nbytes for tensor in held) <= limit
+    finally:
+        engine.close()
+
+
+def test_a_containers_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CGROUP_LIMIT", tmp_path / "memory.max")
+    whole = _free_bytes(torch.device("cpu"))
+    for text, wanted in (("max\n", whole), ("1048576\n", 2**19), (f"{2**60}\n", whole)):
+        (tmp_path / "memory.max").write_text(text)
+        assert _free_bytes(torch.device("cpu")) == wanted
 
 
 def test_long_prompts_are_fed_in_pieces(tiny: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,24 +400,26 @@ def test_shared_prefixes() -> None:
     assert shared_prefixes([system, (*system, 1)]) == [system[:-1]]
 
 
+class CountsForItself(LlamaForCausalLM):
+    """Numbers its positions by the cache's length, whatever it is told."""
+
+    def forward(self, *args: object, position_ids: object = None, **kwargs: object) -> object:
+        return super().forward(*args, **kwargs)
+
+
 def test_models_that_would_be_served_wrong_are_refused(tiny: LlamaForCausalLM) -> None:
     check_slots(tiny)
-    opt = OPTForCausalLM(
-        OPTConfig(
-            vocab_size=50,
-            hidden_size=32,
-            ffn_dim=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            word_embed_proj_dim=32,
-            max_position_embeddings=64,
-            init_std=0.3,
-        )
+    # Its position bias is built from a padding mask, which the slots have none of.
+    alibi = FalconForCausalLM(
+        FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True)
     ).eval()
-    try:
-        check_slots(opt)
-    except UserError as error:
-        assert "vLLM" in str(error.remedy)
+    with pytest.raises(UserError, match="cache") as caught:
+        check_slots(alibi)
+    assert "vLLM" in str(caught.value.remedy)
+    counting = CountsForItself(tiny.config).eval()
+    counting.load_state_dict(tiny.state_dict())
+    with pytest.raises(UserError, match="other logits"):
+        check_slots(counting)
     refuse_unsuitable(tiny.config)
     for config in (
         T5Config(),
@@ -385,31 +457,58 @@ def chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> 
     return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 7, 64])
-def test_real_model_greedy_equals_generate(real: tuple[PreTrainedModel, PreTrainedTokenizerBase], count: int) -> None:
-    model, tokenizer = real
+def real_prompts(tokenizer: PreTrainedTokenizerBase, count: int, shared: bool) -> list[tuple[int, ...]]:
+    """Chats that share a system prompt, or little more than the header that all of them begin with."""
     subjects = ["a river", "seven", "the moon landing of 1969", "bread", "x", "why cats sleep all day long, in short"]
     asked = []
     for i in range(count):
-        user = {"role": "user", "content": f"Write about {subjects[i % 6]} and the number {i * 37 % 101}."}
-        # Half of them share the default system prompt, the others only what every reply header shares.
-        own = [{"role": "system", "content": f"{i} is your number."}] if i % 2 else []
-        asked.append(chat(tokenizer, [*own, user]))
-    engine = Engine(model, tokenizer)
-    try:
-        results = [f.result(120) for f in [engine.submit(request(prompt, 24)) for prompt in asked]]
-    finally:
-        engine.close()
-    # The reference is generated in left-padded batches: one by one takes minutes, and is compared for a few.
+        system = "You write short texts on whatever the user names." if shared else f"{i * 7919 % 1000} is your number."
+        user = f"Write about {subjects[i % 6]} and the number {i * 37 % 101}."
+        asked.append(
+            chat(tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": user}]),
+        )
+    return asked
+
+
+def references(
+    model: PreTrainedModel, asked: list[tuple[int, ...]], new: int, ends: frozenset[int]
+) -> list[tuple[int, ...]]:
+    """Replies by plain `generate`: one prompt at a time, and many in a left-padded batch, which takes minutes less."""
+    if len(asked) <= 7:
+        return [reference(model, prompt, new) for prompt in asked]
     longest = max(map(len, asked))
     ids = torch.tensor([[2] * (longest - len(prompt)) + list(prompt) for prompt in asked])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in asked])
     with torch.inference_mode():
-        batch = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=24)[:, longest:]
-    ties = 0
-    for index, (prompt, result) in enumerate(zip(asked, results, strict=True)):
-        wanted = reference(model, prompt, 24) if index < 2 else tuple(batch[index, : len(result.token_ids)].tolist())
-        if index % 4 == 0 or result.token_ids != wanted:
-            ties += check_reply(model, prompt, result, wanted)
-    print(f"{ties} of {count} replies parted at a tie of the two best logits")
+        batch = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=new)[:, longest:].tolist()
+    # What follows the end of a reply is padding.
+    return [tuple(row[: next((i + 1 for i, token in enumerate(row) if token in ends), new)]) for row in batch]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
+@pytest.mark.parametrize(("count", "new"), [(1, 16), (7, 16), (64, 8)])
+def test_real_model_greedy_equals_generate(
+    real: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    record_property: Callable[[str, object], None],
+    count: int,
+    new: int,
+    shared: bool,
+) -> None:
+    model, tokenizer = real
+    asked = real_prompts(tokenizer, count, shared)
+    engine = Engine(model, tokenizer)
+    try:
+        results = [f.result(300) for f in [engine.submit(request(prompt, new)) for prompt in asked]]
+    finally:
+        engine.close()
+    for result in results:
+        assert len(result.token_ids) == new or result.token_ids[-1] in engine.eos_ids
+    if count > 1:
+        assert (sum(result.cached_tokens >= MIN_SHARED_TOKENS for result in results) == count) == shared
+    wanted = references(model, asked, new, engine.eos_ids)
+    apart = [parting(model, *each) for each in zip(asked, results, wanted, strict=True)]
+    parted = [gap for gap in apart if gap is not None]
+    ties = sum(gap < TIE for gap in parted)
+    record_property("ties", ties)
+    assert ties == len(parted), f"of {count} replies, {ties} part at a tie and others at logits {max(parted)} apart"

@@ -27,12 +27,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gymtrl.errors import UserError
+from gymtrl.errors import RunError, UserError
+from gymtrl.serving.app import MAX_BODY_BYTES
 from gymtrl.serving.chat import ToolCall, parse_tool_calls, prompt_ids
+from gymtrl.serving.server import _listening
 
 CALL = '<tool_call>{"name":"add","arguments":{"a":1}}</tool_call>'
 BROKEN = '<tool_call>{"name":</tool_call>'
 WORDS = ["<unk>", "<end>", *(f"w{i}" for i in range(50)), "call", CALL, "break", BROKEN, "T:add", "<use:add>"]
+WORDS += ["<note>", "noted"]
 TEMPLATE = (
     "{% for tool in tools or [] %}T:{{ tool.function.name }} {% endfor %}"
     "{% for m in messages if m.role != 'developer' %}{{ m.content }} "
@@ -46,6 +49,7 @@ def make_model(folder: Path) -> Path:
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<note>"]})
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
@@ -60,7 +64,7 @@ def make_model(folder: Path) -> Path:
         bos_token_id=None,
     )
     model = LlamaForCausalLM(config)
-    follows = {i: i + 1 for i in range(2, 51)} | {51: 2, 52: 53, 53: 1, 54: 55, 55: 1}
+    follows = {i: i + 1 for i in range(2, 51)} | {51: 2, 52: 53, 53: 1, 54: 55, 55: 1, 59: 58, 58: 53}
     with torch.no_grad():
         model.model.layers[0].self_attn.o_proj.weight.zero_()
         model.model.layers[0].mlp.down_proj.weight.zero_()
@@ -190,10 +194,46 @@ def test_parse_tool_calls() -> None:
     assert mixed == ("<tool_call>no</tool_call>", [ToolCall("a", "{}")])
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"a": "\\ud800"}',
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": -Infinity}',
+        '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    ],
+    ids=["surrogate", "nan", "overflow", "infinity", "depth"],
+)
+def test_calls_that_cannot_be_sent_on_stay_text(arguments: str) -> None:
+    text = f'<tool_call>{{"name": "a", "arguments": {arguments}}}</tool_call>'
+    assert parse_tool_calls(text) == (text, [])
+    assert parse_tool_calls('<tool_call>{"name": "\\udfff"}</tool_call>')[1] == []
+
+
+def test_unclosed_tool_calls_are_read_in_linear_time() -> None:
+    start = time.perf_counter()
+    for text in ("<tool_call>" + " " * 4000, "<tool_call> \n" * 4000):
+        assert parse_tool_calls(text) == (text, [])
+    assert time.perf_counter() - start < 1
+
+
 def test_stop_text_is_cut_off(client: httpx.Client) -> None:
     choice = ask(client, "w0", stop=["zzz", "w3 w4"], max_tokens=20, return_token_ids=True).json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("w1 w2 ", "stop")
     assert choice["message"]["generation_token_ids"] == [3, 4, 5, 6]
+
+
+def test_stop_text_cuts_before_tool_calls_are_read(client: httpx.Client) -> None:
+    for word in ("call", "noted"):
+        choice = ask(client, word, tools=TOOLS, max_tokens=9, stop='"arguments"').json()["choices"][0]
+        assert choice["message"] == {"role": "assistant", "content": '<tool_call>{"name":"add",'}
+        assert choice["finish_reason"] == "stop"
+
+
+def test_special_tokens_beside_a_tool_call_are_no_content(client: httpx.Client) -> None:
+    message = ask(client, "noted", tools=TOOLS, max_tokens=9).json()["choices"][0]["message"]
+    assert message["content"] is None and len(message["tool_calls"]) == 1
 
 
 def test_what_changes_nothing_is_accepted(client: httpx.Client) -> None:
@@ -247,7 +287,19 @@ def test_what_changes_nothing_is_accepted(client: httpx.Client) -> None:
             ["only text"],
         ),
         ({"messages": [{"role": "developer", "content": "w3"}, {"role": "user", "content": "w1"}]}, ["developer"]),
-        ({"chat_template_kwargs": {"tokenize": True}}, ["chat_template_kwargs", "tokenize"]),
+        *(
+            ({"chat_template_kwargs": {name: value}}, ["chat_template_kwargs", name])
+            for name, value in {
+                "tokenize": True,
+                "continue_final_message": True,
+                "return_assistant_tokens_mask": True,
+                "return_dict": True,
+                "padding": "huge",
+                "return_tensors": "pt",
+                "self": 1,
+            }.items()
+        ),
+        ({"chat_template_kwargs": {"conversations": []}}, ["template fails"]),
     ],
 )
 def test_bad_requests(client: httpx.Client, fields: dict[str, Any], words: list[str]) -> None:
@@ -259,6 +311,56 @@ def test_bad_requests(client: httpx.Client, fields: dict[str, Any], words: list[
         assert word in error["message"]
     # By either of these Gym would take the error for a context that is full, and go on.
     assert "max_tokens" not in response.text and "context length" not in response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"messages": [{"role": "user", "content": "half \\ud800"}]}',
+        '{"messages": [{"role": "user", "content": "w0"}], "metadata": {"half \\ud800": 1}}',
+        '{"messages": [{"role": "user", "content": "w0"}], "model": "half \\ud800"}',
+        '{"messages": [{"role": "user", "content": "w0"}], "tools": [{"type": "function", "function": '
+        '{"name": "add", "parameters": {"type": "\\ud800"}}}]}',
+        '{"messages": ' + "[" * 100_000,
+        '{"messages": [{"role": "user", "content": "w0"}], "tools": [{"type": "function", "function": '
+        '{"name": "add", "parameters": ' + '{"a": ' * 5000 + "1" + "}" * 5000 + "}}]}",
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "w0"},
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "add", "arguments": "[" * 100_000 + "]" * 100_000}}],
+                    },
+                ]
+            }
+        ),
+    ],
+    ids=["text", "key", "model", "tool", "body", "parameters", "arguments"],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_surrogates_and_depth_are_the_requests_fault(client: httpx.Client, path: str, body: str) -> None:
+    assert client.post(path, content=body).status_code == 400
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', "[" * 900 + "]" * 900], ids=["surrogate", "depth"])
+def test_arguments_that_cannot_be_shown(arguments: str) -> None:
+    words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}"
+        "{% endfor %}{% endfor %}"
+    )
+    call = {"function": {"name": "add", "arguments": arguments}}
+    with pytest.raises(UserError, match="template fails"):
+        prompt_ids(tokenizer, [{"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+def test_large_bodies(client: httpx.Client) -> None:
+    # Refused for what it holds when it is not too large.
+    for size, status in ((MAX_BODY_BYTES, 400), (MAX_BODY_BYTES + 1, 413)):
+        response = client.post("/tokenize", content=b" " * size)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, status)
 
 
 def test_full_context(client: httpx.Client) -> None:
@@ -331,6 +433,8 @@ def test_start_failures(model: Path, tmp_path: Path) -> None:
             (command(tmp_path), 2, "config.json"),
             (command(tmp_path / "adapter"), 2, "merge"),
             (command(model, "--max-batch", "0"), 2, "at least 1"),
+            (command(model, "--port", "65536"), 2, "65535"),
+            (command(model, "--port", "-1"), 2, "65535"),
         ]
         started = [
             subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -340,6 +444,11 @@ def test_start_failures(model: Path, tmp_path: Path) -> None:
             output, _ = process.communicate(timeout=120)
             assert (process.returncode, "Traceback" in output) == (status, False), output
             assert words in output
+
+
+def test_a_port_belongs_to_the_first_endpoint_that_asks() -> None:
+    with _listening(0) as first, pytest.raises(RunError, match="cannot listen"):
+        _listening(first.getsockname()[1])
 
 
 def test_templates_that_leave_things_out() -> None:

@@ -20,10 +20,12 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.sft import format_sft
 from gymtrl.training.checkpoints import Seal, last_sealed
-from gymtrl.training.plan import plan
+from gymtrl.training.plan import FIXED_OPTIONS, OWN_OPTIONS, plan, trl_config
+from gymtrl.training.progress import MetricsLog, read_metrics
 from gymtrl.training.settings import TrainSftSettings
-from gymtrl.training.sft import train_sft
-from gymtrl.training.space import Sizes, bytes_needed, is_disk_full, require_space
+from gymtrl.training.sft import train_inputs, train_sft
+from gymtrl.training.space import Sizes, bytes_needed, require_space
+from gymtrl.workspace.artefact import up_to_date
 
 ROWS = 12
 
@@ -188,6 +190,72 @@ def test_killed_run_continues_to_the_same_result(base: Path, tmp_path: Path, met
     assert not (tmp_path / "killed" / "checkpoints").exists() and not work.exists()
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_run_that_ends_while_it_is_exported_takes_no_further_step(
+    base: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    from gymtrl.training import export
+
+    # Four steps of four rows end within the second pass over twelve; the schedule leaves a fifth step its full rate.
+    chosen = settings(method=method, scheduler="constant", warmup_ratio=0, learning_rate=0.01, max_steps=4)
+    train_sft(base / "dataset", tmp_path / "whole", chosen)
+
+    def killed(base: str, out: Path) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "copy_settings", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_sft(base / "dataset", tmp_path / "killed", chosen)
+    assert train_sft(base / "dataset", tmp_path / "killed", chosen).resumed_from == 4
+    whole, again = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
+    assert [line.keys() for line in again] == [line.keys() for line in whole]
+    for line, expected in zip(again, whole, strict=True):
+        same = {key: value for key, value in expected.items() if key != "seconds"}
+        assert {key: line[key] for key in same} == pytest.approx(same)
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(float((a[key] - b[key]).abs().max()) <= 1e-7 for key in a)
+
+
+def test_metrics_survive_a_kill_while_they_are_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {i}, "eval_loss": 1.0}}\n' for i in range(3)))
+    write = Path.write_text
+
+    def torn(self: Path, data: str, **options: Any) -> int:
+        write(self, data[:5], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", torn)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsLog(path, 1)
+    monkeypatch.undo()
+    assert len(read_metrics(path)) == 3
+    MetricsLog(path, 1)
+    assert [entry["step"] for entry in read_metrics(path)] == [0, 1]
+
+
+def test_changed_weights_make_the_run_out_of_date(base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(base / "model", model)
+    chosen = settings(model=str(model), max_steps=1)
+    out = train_sft(base / "dataset", tmp_path / "run", chosen).path
+    assert train_inputs(base / "dataset", settings()) == [base / "dataset", base / "model"]
+
+    def fresh() -> bool:
+        inputs = train_inputs(base / "dataset", chosen)
+        return up_to_date(out, verb="train sft", settings=chosen, inputs=inputs) is not None
+
+    assert fresh()
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert not fresh()
+
+
 def test_torn_checkpoints_are_passed_over(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         folder = tmp_path / f"checkpoint-{step}"
@@ -217,7 +285,9 @@ def test_mistakes_are_told_before_a_model_is_loaded(base: Path, tmp_path: Path) 
     cases = [
         (settings(trl={"weight_decya": 0.1}), "did you mean 'weight_decay'"),
         (settings(trl={"num_train_epochs": 1}), "is set by 'epochs'"),
-        (settings(trl={"max_length": 10}), "no row is cut"),
+        (settings(trl={"max_length": 10}), "trained on as they are"),
+        (settings(trl={"packing": True}), "trained on as they are"),
+        (settings(trl={"model_init_kwargs": "bf16"}), "is no mapping"),
         (settings(micro_batch=3), "no multiple of micro_batch 3"),
         (settings(model=str(tmp_path / "absent")), "does not exist"),
     ]
@@ -263,15 +333,25 @@ def test_plan_follows_the_data_and_the_machine() -> None:
     assert (large.epochs, large.effective_batch, large.micro_batch, large.learning_rate) == (1, 32, 4, 1e-5)
 
 
+def test_options_of_trl_exist_and_are_merged_with_ours(tmp_path: Path) -> None:
+    import dataclasses
+
+    from trl import SFTConfig
+
+    assert {*FIXED_OPTIONS, *OWN_OPTIONS} <= {field.name for field in dataclasses.fields(SFTConfig)}
+    chosen = settings(trl={"model_init_kwargs": {"attn_implementation": "sdpa"}})
+    config = trl_config(chosen, plan(chosen, rows=ROWS, cuda=False), tmp_path)
+    assert config.model_init_kwargs == {"dtype": "float32", "attn_implementation": "sdpa"}
+
+
 def test_space_is_asked_for_before_training(tmp_path: Path) -> None:
     sizes = Sizes(weights=1000, trained=100, weight_bytes=2)
     assert bytes_needed(sizes, lora=True) - bytes_needed(sizes, lora=False) == 400
+    assert bytes_needed(sizes, lora=True, tokens=10**6) - bytes_needed(sizes, lora=True) >= 8 * 10**6
     require_space(tmp_path, 1)
     with pytest.raises(RunError, match="are free") as caught:
         require_space(tmp_path, 10**18)
     assert "another disk" in (caught.value.remedy or "")
-    assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
-    assert not is_disk_full(RuntimeError("sizes of tensors must match"))
 
 
 def test_full_disk_while_saving_is_told_and_leaves_no_half_folder(base: Path, tmp_path: Path) -> None:
@@ -293,6 +373,6 @@ except RunError as error:
     done = subprocess.run(
         [sys.executable, "-c", child, *arguments], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stdout.startswith("3 the disk of") and "continues from the last checkpoint" in done.stdout
+    assert done.stdout.startswith("3 the disk is full") and "free some disk space" in done.stdout
     assert not (tmp_path / "run").exists()
     assert train_sft(base / "dataset", tmp_path / "run", TrainSftSettings.model_validate_json(chosen)).model.is_dir()

@@ -31,5 +31,3 @@ class UserError(GymtrlError):
 
 class RunError(GymtrlError):
     """The environment or a run-time failure: exit status 3."""
-
-    exit_status = 3

@@ -21,6 +21,7 @@ from types import TracebackType
 
 import psutil
 
+_END_SECONDS = 15.0  # to end what did not end politely
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -70,7 +71,7 @@ class Supervised:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            self._process.wait(self._grace + 10)
+            self._process.wait(self._grace + _END_SECONDS + 10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -136,7 +137,7 @@ def _reap(main: int) -> None:
 
 
 def _end_descendants() -> None:
-    end = time.monotonic() + 15
+    end = time.monotonic() + _END_SECONDS
     first = True
     while time.monotonic() < end:
         alive = psutil.Process().children(recursive=True)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from gymtrl.cli.options import Json
-from gymtrl.cli.validate import FailOn
+from gymtrl.cli.options import Stage, stage_options
+from gymtrl.comparison.settings import CompareSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -17,26 +17,24 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
+@stage_options(CompareSettings, "compare")
 def compare(
     before: Annotated[Path, typer.Argument(help="Rollouts before (JSONL).")],
     after: Annotated[Path, typer.Argument(help="Rollouts after, of the same tasks (JSONL).")],
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", help="JSON path whose value names a task's cluster, as given to filter.")
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to keep the comparison in; printed only if not given.")
     ] = None,
-    fail_on: FailOn = None,
-    as_json: Json = False,
+    *,
+    stage: Stage,
 ) -> None:
     """Compare two collections of the same tasks: paired difference, cluster-robust interval, flips, verdict."""
-    import msgspec
+    from gymtrl.comparison.outcome import exit_status
+    from gymtrl.reports.comparison import comparison_json, render_comparison
+    from gymtrl.validation.validate import compare_rollouts
 
-    from gymtrl.comparison.compare import compare_files
-    from gymtrl.comparison.outcome import check_outcome
-    from gymtrl.reports.comparison import render_comparison
-
-    check_outcome(None, fail_on)
-    comparison = compare_files([before], [after], cluster=cluster)
-    if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode() + "\n")
+    comparison = compare_rollouts(before, after, stage.settings, out=out)
+    if stage.json:
+        sys.stdout.write(comparison_json(comparison))
     else:
         render_comparison(comparison)
-    raise typer.Exit(check_outcome(comparison, fail_on))
+    raise typer.Exit(exit_status(comparison, stage.settings.fail_on))

@@ -28,14 +28,14 @@ def sft(
 ) -> None:
     """Make a dataset for supervised fine-tuning: exactly the tokens that the policy produced carry loss."""
     from gymtrl.cli.run import run_stage
-    from gymtrl.formats.sft import format_sft
+    from gymtrl.formats.sft import format_inputs, format_sft
 
     folder = out or default_out([source], "sft")
     run_stage(
         folder,
         verb="format sft",
         settings=stage.settings,
-        inputs=[source],
+        inputs=format_inputs(source, stage.settings),
         work=lambda: format_sft(source, folder, stage.settings),
         as_json=stage.json,
     )
@@ -43,7 +43,7 @@ def sft(
         from rich.console import Console
 
         from gymtrl.formats.show import show as show_rows
-        from gymtrl.training.fingerprint import load_tokenizer
+        from gymtrl.models.fingerprint import load_tokenizer
 
         tokenizer = load_tokenizer(stage.settings.model, trust_remote_code=stage.settings.trust_remote_code)
-        show_rows(folder, tokenizer, show, Console())
+        show_rows(folder, tokenizer, show, Console(stderr=stage.json))

@@ -21,13 +21,20 @@ def register(app: typer.Typer) -> None:
 
 
 @stage_options(GymSetupSettings, "gym setup")
-def setup(*, stage: Stage) -> None:
+def setup(
+    server: Annotated[
+        list[str] | None, typer.Argument(help="Resources servers to install packages for; as --servers.")
+    ] = None,
+    *,
+    stage: Stage,
+) -> None:
     """Find a fitting Python and install NeMo Gym, with what its servers need, in an environment of its own."""
     import msgspec
 
     from gymtrl.gym.install import setup_gym
 
-    installation = setup_gym(stage.settings, say=lambda line: print(line, file=sys.stderr))
+    settings = stage.settings.model_copy(update={"servers": server}) if server else stage.settings
+    installation = setup_gym(settings, say=lambda line: print(line, file=sys.stderr))
     if stage.json:
         print(msgspec.json.encode(installation).decode())
 

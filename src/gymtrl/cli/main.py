@@ -12,7 +12,8 @@ from typer.core import TyperGroup
 
 from gymtrl import __version__
 from gymtrl.cli import compare, demo, filter, format, gym, inspect, model, train, validate
-from gymtrl.errors import GymtrlError
+from gymtrl.errors import GymtrlError, RunError
+from gymtrl.text import plain
 
 VERBS = ("inspect", "filter", "format", "train", "validate", "compare", "gym", "model", "demo")
 
@@ -71,15 +72,25 @@ def main() -> None:
     try:
         app()
     except GymtrlError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.remedy:
-            print(f"remedy: {error.remedy}", file=sys.stderr)
+        _tell(error.message, error.remedy)
         sys.exit(error.exit_status)
     except SystemExit as end:
         if end.code == 130:
-            print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            print("interrupted; nothing half-done is left under its name; run it again to go on", file=sys.stderr)
         raise
     except BrokenPipeError:
         # The reader of our output has gone, as with '| head'; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        _tell(
+            f"{error.filename or 'file system'}: {error.strerror or error}",
+            "check the path, its permissions and the disk",
+        )
+        sys.exit(RunError.exit_status)
+
+
+def _tell(message: str, remedy: str | None) -> None:
+    print(f"error: {plain(message)}", file=sys.stderr)
+    if remedy:
+        print(f"remedy: {plain(remedy)}", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,9 +56,8 @@ def stage_options(model: type[BaseModel], section: str) -> Callable[[Callable[..
 
         @functools.wraps(verb)
         def command(**arguments: Any) -> None:
-            flags = {
-                p.name: arguments.pop(p.name) or None if p.annotation is list else arguments.pop(p.name) for p in fields
-            }
+            # A list option that is not given comes as an empty list.
+            flags = {p.name: None if (value := arguments.pop(p.name)) == [] else value for p in fields}
             recipe, sets, as_json, dry_run = (arguments.pop(n) for n in ("recipe", "sets", "as_json", "dry_run"))
             resolved = resolve(model, section=section, recipe=recipe, flags=flags, sets=sets or ())
             if dry_run:
@@ -100,11 +98,6 @@ def default_out(inputs: Sequence[Path], stage: str) -> Path:
     name = first.resolve().stem if str(first) != "-" else "stdin"
     generic = name in ("rollouts", "results")
     return Path("runs") / (first.resolve().parent.name if generic else name) / stage
-
-
-def interactive() -> bool:
-    """Whether a person watches standard error, where progress goes."""
-    return sys.stderr.isatty()
 
 
 _RECIPE = Annotated[

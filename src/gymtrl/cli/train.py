@@ -27,14 +27,14 @@ def sft(
 ) -> None:
     """Fine-tune with TRL's SFTTrainer; resumes after an interruption; writes an adapter and a merged model."""
     from gymtrl.cli.run import run_stage
-    from gymtrl.training.sft import train_sft
+    from gymtrl.training.sft import train_inputs, train_sft
 
     folder = out or default_out([dataset], "trained")
     run_stage(
         folder,
         verb="train sft",
         settings=stage.settings,
-        inputs=[dataset],
+        inputs=train_inputs(dataset, stage.settings),
         work=lambda: train_sft(dataset, folder, stage.settings),
         as_json=stage.json,
     )

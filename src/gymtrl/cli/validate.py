@@ -11,11 +11,6 @@ import typer
 from gymtrl.cli.options import Out, Stage, default_out, stage_options
 from gymtrl.validation.settings import ValidateSettings
 
-FailOn = Annotated[
-    str | None,
-    typer.Option("--fail-on", help="Exit with status 1 when the outcome is this: regressed, or not-improved."),
-]
-
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
@@ -26,19 +21,17 @@ def register(app: typer.Typer) -> None:
 def validate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that 'train' wrote, or a model folder.")],
     out: Out = None,
-    fail_on: FailOn = None,
     *,
     stage: Stage,
 ) -> None:
     """Try a checkpoint and its baseline on held-out tasks in Gym, and compare what they did."""
-    from gymtrl.comparison.outcome import check_outcome
-    from gymtrl.reports.comparison import render_comparison
+    from gymtrl.comparison.outcome import exit_status
+    from gymtrl.reports.comparison import comparison_json, render_comparison
     from gymtrl.reports.progress import watch
     from gymtrl.validation.validate import read_comparison, validate_inputs
     from gymtrl.validation.validate import validate as run
     from gymtrl.workspace.stage import once
 
-    check_outcome(None, fail_on)
     folder = out or default_out([checkpoint], "validation")
     with watch() as progress:
         once(
@@ -50,7 +43,7 @@ def validate(
         )
     comparison = read_comparison(folder)
     if stage.json:
-        sys.stdout.write((folder / "comparison.json").read_text())
+        sys.stdout.write(comparison_json(comparison))
     else:
         render_comparison(comparison)
-    raise typer.Exit(check_outcome(comparison, fail_on))
+    raise typer.Exit(exit_status(comparison, stage.settings.fail_on))

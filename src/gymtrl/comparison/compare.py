@@ -10,13 +10,13 @@ from typing import Literal
 
 import msgspec
 
-from gymtrl.comparison.estimate import MeanEstimate, cluster_mean
+from gymtrl.comparison.estimate import LEVEL, MeanEstimate, cluster_mean, sign_flip_p
 from gymtrl.errors import UserError
 from gymtrl.rollouts.reader import read_lines
 from gymtrl.rollouts.record import Rollout
 
 Outcome = Literal["improved", "regressed", "not shown"]
-_FEW_CLUSTERS = 15  # below this CR2 intervals were seen to be too narrow now and then
+_FEW_CLUSTERS = 15  # below this an interval can be too narrow; the sign-flip test must then agree
 
 
 class TaskDifference(msgspec.Struct, frozen=True):
@@ -43,9 +43,11 @@ class Comparison(msgspec.Struct, frozen=True):
     """The result of comparing two collections.
 
     Attributes:
-        outcome (`str`): `improved`, `regressed`, or `not shown` where the interval holds zero.
+        outcome (`str`): `improved` or `regressed` where the interval lies on one side of zero and, below 15 clusters,
+            the sign-flip test agrees; else `not shown`.
         verdict (`str`): The result in one sentence.
         difference (`MeanEstimate`): Mean over tasks of after minus before, in units of the reward.
+        sign_flip_p (`float`): Two-sided p-value of that mean under sign flips of whole clusters.
         before, after (`MeanEstimate`): Mean rewards over the same tasks.
         better, worse, equal (`int`): Tasks by the sign of their difference.
         solved, lost (`int`): Flips: tasks whose majority of rollouts went from failing to passing, and the other way.
@@ -59,6 +61,7 @@ class Comparison(msgspec.Struct, frozen=True):
     outcome: Outcome
     verdict: str
     difference: MeanEstimate
+    sign_flip_p: float
     before: MeanEstimate
     after: MeanEstimate
     better: int
@@ -122,14 +125,16 @@ def compare(
             f"{names[0]} and {names[1]} share one task only" if len(tasks) < 2 else "all tasks are in one cluster",
             remedy="an interval needs several independent tasks; collect more of them",
         )
-    difference = cluster_mean([t.after - t.before for t in tasks], clusters)
-    outcome = _outcome(difference)
+    changes = [t.after - t.before for t in tasks]
+    difference, p = cluster_mean(changes, clusters), sign_flip_p(changes, clusters)
+    outcome = _outcome(difference, p)
     threshold = _pass_threshold(a, b)
     solved, lost = _flips(common, a, b, threshold)
     return Comparison(
         outcome=outcome,
-        verdict=_sentence(outcome, difference),
+        verdict=_sentence(outcome, difference, p),
         difference=difference,
+        sign_flip_p=p,
         before=cluster_mean([t.before for t in tasks], clusters),
         after=cluster_mean([t.after for t in tasks], clusters),
         better=sum(t.after > t.before for t in tasks),
@@ -165,18 +170,24 @@ def _mean(rollouts: Sequence[Rollout]) -> float:
     return math.fsum(r.reward or 0.0 for r in rollouts) / len(rollouts)
 
 
-def _outcome(difference: MeanEstimate) -> Outcome:
+def _outcome(difference: MeanEstimate, p: float) -> Outcome:
+    if difference.clusters < _FEW_CLUSTERS and p > 1 - LEVEL:
+        return "not shown"
     if difference.low > 0:
         return "improved"
     return "regressed" if difference.high < 0 else "not shown"
 
 
-def _sentence(outcome: Outcome, d: MeanEstimate) -> str:
+def _sentence(outcome: Outcome, d: MeanEstimate, p: float) -> str:
     interval = f"{d.mean:+.3f} (95 % interval {d.low:+.3f} to {d.high:+.3f}, {d.n} tasks)"
     if outcome == "improved":
         return f"Improved: mean reward changed by {interval}."
     if outcome == "regressed":
         return f"Regressed: mean reward changed by {interval}."
+    if d.low > 0 or d.high < 0 or d.standard_error == 0:
+        return (
+            f"Not shown: mean reward changed by {interval}; so few clusters cannot tell it from chance (p = {p:.2g})."
+        )
     unseen = f"a change below {d.detectable:.3f} could well have stayed unseen"
     return f"Not shown: mean reward changed by {interval}; {unseen}."
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gymtrl.demo.tasks import make_tasks
 from gymtrl.formats.settings import FormatSftSettings
-from gymtrl.formats.sft import format_sft
+from gymtrl.formats.sft import format_inputs, format_sft
 from gymtrl.gym.install import setup_gym
 from gymtrl.gym.settings import CollectSettings, GymSetupSettings
 from gymtrl.home import gymtrl_home
@@ -28,7 +29,7 @@ from gymtrl.rollouts.inspection import inspect_rollouts
 from gymtrl.selection.filter import files_read, filter_rollouts
 from gymtrl.selection.settings import FilterSettings
 from gymtrl.training.settings import TrainSftSettings
-from gymtrl.training.sft import train_sft
+from gymtrl.training.sft import train_inputs, train_sft
 from gymtrl.validation.collection import collect_rollouts
 from gymtrl.validation.session import gym_session
 from gymtrl.validation.settings import ValidateSettings
@@ -38,6 +39,7 @@ from gymtrl.workspace.stage import once
 MODEL = "SmolLM2-135M-Instruct"
 SERVER = "reasoning_gym"
 TWINS = "metadata.twin"
+_STAGES = ("collected", "filtered", "dataset", "trained", "validation", "logs")
 # Fixed before any run: the temperature leaves something to select from, and is the same before and after.
 TEMPERATURE = 1.0
 MAX_TOKENS = 32
@@ -78,18 +80,23 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False, limit: int | None
     console = Console()
     clock = _Clock(console)
     if fresh:
-        shutil.rmtree(out, ignore_errors=True)
+        _clear(out)
     out.mkdir(parents=True, exist_ok=True)
     with clock.stage("set-up", "NeMo Gym in its own environment, and the model"):
-        gym = setup_gym(GymSetupSettings(servers=[SERVER]), say=console.print)
+        gym = setup_gym(
+            GymSetupSettings(servers=[SERVER]), say=lambda line: console.print(escape(line), soft_wrap=True)
+        )
         model = gymtrl_home() / "models" / MODEL
         if not model.exists():
             make_smollm2(model)
-        console.print(f"model: {model}", soft_wrap=True)
+        console.print(f"model: {escape(str(model))}", soft_wrap=True)
     with clock.stage("tasks", "one-digit sums, differences and products from reasoning_gym"):
         tasks = _write_tasks(out / "tasks.jsonl", Path(gym.python), limit)
-    with watch() as progress, gym_session(SERVER, out / "logs", progress=progress) as session:
-        with clock.stage("collect", "rollouts of the untrained model in Gym") as ran:
+    with gym_session(SERVER, out / "logs") as session:
+        with (
+            clock.stage("collect", "rollouts of the untrained model in Gym") as ran,
+            watch(console) as session.progress,
+        ):
             collecting = CollectSettings(temperature=TEMPERATURE, max_output_tokens=MAX_TOKENS, repeats=2, seed=seed)
             folder = out / "collected"
             manifest, did = once(
@@ -125,7 +132,7 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False, limit: int | None
                 dataset,
                 verb="format sft",
                 settings=formatting,
-                inputs=[filtered],
+                inputs=format_inputs(filtered, formatting),
                 work=lambda: format_sft(filtered, dataset, formatting),
             )
             ran(did)
@@ -137,12 +144,15 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False, limit: int | None
                 trained,
                 verb="train sft",
                 settings=training,
-                inputs=[dataset],
+                inputs=train_inputs(dataset, training),
                 work=lambda: train_sft(dataset, trained, training),
             )
             ran(did)
             render_manifest(trained, manifest, console)
-        with clock.stage("validate", "both models on the held-out tasks, in the same Gym, sampled alike") as ran:
+        with (
+            clock.stage("validate", "both models on the held-out tasks, in the same Gym, sampled alike") as ran,
+            watch(console) as session.progress,
+        ):
             validating = ValidateSettings(
                 temperature=TEMPERATURE,
                 max_output_tokens=MAX_TOKENS,
@@ -166,8 +176,8 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False, limit: int | None
             render_comparison(comparison, console)
     console.print("\n[bold]Time[/]")
     console.print(clock.table())
-    console.print(_CLOSING.format(out=out, model=model), soft_wrap=True)
-    console.print(f"[bold]{comparison.verdict}[/]", soft_wrap=True)
+    console.print(_CLOSING.format(out=escape(str(out)), model=escape(str(model))), soft_wrap=True)
+    console.print(f"[bold]{escape(comparison.verdict)}[/]", soft_wrap=True)
 
 
 _CLOSING = """
@@ -185,10 +195,18 @@ will gain more, less or nothing. No held-out question, nor its commuted twin, wa
 
 [bold]Try next[/]
   gymtrl inspect {out}/collected/rollouts.jsonl
-  gymtrl format sft {out}/filtered --model {model} -o {out}/dataset --show 3
+  gymtrl format sft {out}/filtered --model {model} -o {out}/shown --show 3
   gymtrl train sft {out}/dataset -o {out}/full --method full
   gymtrl compare {out}/validation/before/rollouts.jsonl {out}/validation/after/rollouts.jsonl --cluster metadata.twin
 """
+
+
+def _clear(out: Path) -> None:
+    """Removes what the demo writes, and nothing else that may lie there."""
+    for name in _STAGES:
+        shutil.rmtree(out / name, ignore_errors=True)
+        shutil.rmtree(out / f".{name}.partial", ignore_errors=True)
+    (out / "tasks.jsonl").unlink(missing_ok=True)
 
 
 def _write_tasks(path: Path, gym_python: Path, limit: int | None) -> Path:

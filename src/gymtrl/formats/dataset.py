@@ -54,10 +54,7 @@ def sft_schema() -> tuple[pa.Schema, pa.Schema]:
     )
     stored = features.arrow_schema
     collected = pa.schema(
-        [
-            pa.field(field.name, pa.list_(pa.string())) if field.name in _VIEW_COLUMNS else field
-            for field in stored
-        ]
+        [pa.field(field.name, pa.list_(pa.string())) if field.name in _VIEW_COLUMNS else field for field in stored]
     )
     return collected, stored
 

@@ -12,6 +12,7 @@ generate. Headers, and the line break that some templates put after a turn, are 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,7 +64,7 @@ def tokenize(rollout: Rollout, template: ModelTemplate, *, use_recorded: bool = 
     for route in routes:
         found = _checked(route(rollout, template), rollout, template)
         if isinstance(found, Tokenized):
-            return Tokenized(found.input_ids, found.labels, found.spans, found.route, tuple(flags))
+            return dataclasses.replace(found, flags=(*flags, *found.flags))
         first = first or found
     assert first is not None
     return first
@@ -132,7 +133,31 @@ def _by_marks(rollout: Rollout, template: ModelTemplate) -> Tokenized | Refusal:
         if begin is None or mark is None:
             return _not_preserving()
         spans.append((begin, mark[1]))
-    return _encode(_Rendering(text, tuple(spans)), template, "template")
+    found = _encode(_Rendering(text, tuple(spans)), template, "template")
+    if isinstance(found, Tokenized) and _differs_from_inference(text, spans, chat, tools, rollout, template):
+        return dataclasses.replace(found, flags=("prompt_differs_from_inference",))
+    return found
+
+
+def _differs_from_inference(
+    text: str,
+    spans: list[Span],
+    chat: Chat,
+    tools: list[dict[str, Any]] | None,
+    rollout: Rollout,
+    template: ModelTemplate,
+) -> bool:
+    """Whether a server, which renders with the stock template, would put something else before a trained turn.
+
+    A training template may keep what the stock one strips from earlier turns, such as their reasoning.
+    """
+    if template.marked == template.stock:
+        return False
+    try:
+        prompts = _prompts(chat, tools, rollout, template, template.stock)
+    except RENDER_ERRORS:
+        return True
+    return any(text[:begin] not in candidates for (begin, _), candidates in zip(spans, prompts, strict=True))
 
 
 def _by_prefixes(rollout: Rollout, template: ModelTemplate) -> Tokenized | Refusal:
@@ -196,9 +221,7 @@ def _close(text: str, span: Span, template: ModelTemplate) -> Span | None:
     return (start, end + len(following[0])) if following else None
 
 
-def _render_marked(
-    chat: Chat, tools: list[dict[str, Any]] | None, template: ModelTemplate
-) -> tuple[str, list[Span]]:
+def _render_marked(chat: Chat, tools: list[dict[str, Any]] | None, template: ModelTemplate) -> tuple[str, list[Span]]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     texts, marks = render_jinja_template(

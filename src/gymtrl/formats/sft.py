@@ -6,7 +6,7 @@ Run as: gymtrl format sft FILTERED -o DATASET --model MODEL
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,12 +22,15 @@ from gymtrl.formats.dataset import DROPPED_SCHEMA, ParquetRows, dumped, sft_sche
 from gymtrl.formats.masks import tokenize
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.templates import ModelTemplate, model_template, to_chat
+from gymtrl.models.fingerprint import file_hashes, fingerprint, load_config, load_tokenizer, local_folder
 from gymtrl.rollouts.reader import read_lines
 from gymtrl.rollouts.record import Line, Rollout
-from gymtrl.training.fingerprint import file_hashes, fingerprint, load_config, load_tokenizer
+from gymtrl.rollouts.sidecars import inputs_beside
 from gymtrl.workspace.artefact import Counts, artefact, sha256_of
 
 SPLITS = ("train", "validation")
+
+_TOKEN_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 _IDENTITY = ("file", "line", "task_key", "input_key", "cluster_key")
 
@@ -67,6 +70,27 @@ class _Tally:
     longest: int = 0
 
 
+def format_inputs(source: Path, settings: FormatSftSettings) -> list[Path]:
+    """Every file and folder that the dataset of `source` depends on.
+
+    Args:
+        source (`Path`): As `format_sft` takes it.
+        settings (`FormatSftSettings`): Name the model.
+
+    Returns:
+        `list[Path]`: The source; of a rollout file the materialized inputs beside it; of a local model the files that
+            decide tokens.
+
+    Raises:
+        UserError: The source or the model's folder is missing.
+    """
+    _split_files(source)
+    sidecar = None if source.is_dir() else inputs_beside(source)
+    model = local_folder(settings.model)
+    deciding = {path for pattern in _TOKEN_FILES for path in model.glob(pattern)} if model is not None else ()
+    return [source, *([sidecar] if sidecar is not None else []), *sorted(path for path in deciding if path.is_file())]
+
+
 def format_sft(
     source: Path, out: Path, settings: FormatSftSettings, *, on_row: Callable[[], object] | None = None
 ) -> FormatResult:
@@ -77,7 +101,8 @@ def format_sft(
             whose sound rows all become training rows.
         out (`Path`): Dataset folder to write.
         settings (`FormatSftSettings`): Model, length limit and route.
-        on_row (`Callable`, *optional*): Called after each line, for a progress display.
+        on_row (`Callable`, *optional*): Called without arguments after each line of the source, whether its row is
+            written or dropped; for a progress display.
 
     Returns:
         `FormatResult`: Counts; read = written + dropped.
@@ -91,7 +116,7 @@ def format_sft(
     limit = _limit(settings)
     collected, stored = sft_schema()
     tally = _Tally()
-    with artefact(out, verb="format sft", settings=settings, inputs=[source]) as draft:
+    with artefact(out, verb="format sft", settings=settings, inputs=format_inputs(source, settings)) as draft:
         data = draft.path / "data"
         data.mkdir()
         paths = {split: data / f"{split}-00000-of-00001.parquet" for split in SPLITS}
@@ -100,7 +125,8 @@ def format_sft(
             dropped = stack.enter_context(ParquetRows(draft.path / "dropped.parquet", DROPPED_SCHEMA))
             origins = _recorded_identity(source)
             for split, line in _lines(files):
-                identity = _identity(line, origins)
+                known = origins.get((split, line.origin.row_id))
+                identity = _identity(line, known.popleft() if known else {})
                 row = _row(line, identity, template, settings, limit, partial_context=source.is_dir())
                 tally.read += 1
                 if isinstance(row, Refusal):
@@ -173,20 +199,26 @@ def _limit(settings: FormatSftSettings) -> int | None:
     return min(limits, default=None)
 
 
-def _recorded_identity(source: Path) -> dict[str, dict[str, Any]]:
-    """Reads where the rows of a filter folder came from, and their keys, which a sidecar or the user may have given."""
+def _recorded_identity(source: Path) -> dict[tuple[str, str], deque[dict[str, Any]]]:
+    """Reads where the rows of a filter folder came from, and their keys, which a sidecar or the user may have given.
+
+    Returns:
+        `dict`: By split and row id; lines with the same bytes stand in a queue, in the order of the split's file.
+    """
     table = source / "table.parquet"
     if not (source.is_dir() and table.is_file()):
         return {}
     columns = pq.read_schema(table).names
-    if "row_id" not in columns:
+    if not {"row_id", "split"} <= set(columns):
         return {}
-    wanted = ["row_id", *(name for name in _IDENTITY if name in columns)]
-    rows = pq.read_table(table, columns=wanted).to_pylist()
-    return {row.pop("row_id"): row for row in rows}
+    wanted = ["row_id", "split", *(name for name in _IDENTITY if name in columns)]
+    found: defaultdict[tuple[str, str], deque[dict[str, Any]]] = defaultdict(deque)
+    for row in pq.read_table(table, columns=wanted).to_pylist():
+        found[row.pop("split"), row.pop("row_id")].append(row)
+    return dict(found)
 
 
-def _identity(line: Line, origins: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _identity(line: Line, known: Mapping[str, Any]) -> dict[str, Any]:
     rollout = line.rollout
     identity: dict[str, Any] = {"file": line.origin.file, "line": line.origin.line}
     if rollout is not None:
@@ -195,7 +227,7 @@ def _identity(line: Line, origins: Mapping[str, Mapping[str, Any]]) -> dict[str,
             "input_key": rollout.input_key,
             "cluster_key": rollout.cluster_key,
         }
-    return identity | {k: v for k, v in origins.get(line.origin.row_id, {}).items() if v is not None}
+    return identity | {k: v for k, v in known.items() if v is not None}
 
 
 def _row(

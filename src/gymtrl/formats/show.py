@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gymtrl.errors import UserError
 from gymtrl.formats.checks import IGNORED
+from gymtrl.text import plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,9 +42,9 @@ def show(dataset: Path, tokenizer: PreTrainedTokenizerBase, n: int, console: Con
             for row in batch.to_pylist()[:left]:
                 trained = sum(label != IGNORED for label in row["labels"])
                 counted = f"{len(row['labels'])} tokens, {trained} with loss ({row['route']})"
-                console.rule(Text(f"{row['file']}:{row['line']}  {counted}"))
-                plain = console.color_system is None
-                console.print(painted(row["input_ids"], row["labels"], tokenizer, brackets=plain))
+                console.rule(Text(plain(f"{row['file']}:{row['line']}  {counted}")))
+                colourless = console.color_system is None
+                console.print(painted(row["input_ids"], row["labels"], tokenizer, brackets=colourless))
                 left -= 1
             if left <= 0:
                 return
@@ -54,6 +55,6 @@ def painted(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBas
     text = Text()
     pairs = zip(ids, labels, strict=True)
     for trained, run in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
-        part = tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
+        part = plain(tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False))
         text.append(f"⟦{part}⟧" if trained and brackets else part, style=TRAINED if trained else CONTEXT)
     return text

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from gymtrl.errors import UserError
+from gymtrl.models.fingerprint import chat_template_of
 from gymtrl.rollouts.record import Message
-from gymtrl.training.fingerprint import chat_template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,9 +76,7 @@ class ModelTemplate:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of `ids`, spaces left as they are."""
-        return str(
-            self.tokenizer.decode(ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False))
 
 
 def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:

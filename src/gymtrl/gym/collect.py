@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from gymtrl.gym.settings import CollectSettings
 
 Row = dict[str, Any]
 _ATTEMPTS = 3  # as many as Gym's own collection makes (NEMO_GYM_MAX_ROLLOUT_ATTEMPTS)
+_PAUSE_SECONDS = 2.0  # times the attempts so far: a server that restarts needs a moment
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,41 @@ def read_tasks(path: Path) -> list[Row]:
             row = msgspec.json.decode(line)
         except msgspec.MsgspecError as error:
             raise UserError(f"{path}:{number}: not JSON: {error}", remedy="mend or remove the line") from None
-        if not isinstance(row, dict) or not isinstance(row.get("responses_create_params"), dict):
-            raise UserError(
-                f"{path}:{number}: not a Gym task: it has no responses_create_params",
-                remedy="give Gym's input rows, such as heldout_inputs.jsonl or *_materialized_inputs.jsonl",
-            )
+        problem = _task_problem(row)
+        if problem:
+            remedy = "give Gym's input rows, such as heldout_inputs.jsonl or *_materialized_inputs.jsonl"
+            raise UserError(f"{path}:{number}: not a Gym task: {problem}", remedy=remedy)
         rows.append(row)
     if not rows:
         raise UserError(f"{path} holds no tasks", remedy="give a JSONL file with one Gym task per line")
     return rows
 
 
-def materialize(tasks: Sequence[Row], settings: CollectSettings, agent: str | None) -> list[Row]:
+def _task_problem(row: Any) -> str:
+    """What is wrong with a task row, `""` where nothing is."""
+    if not isinstance(row, dict) or not isinstance(row.get("responses_create_params"), dict):
+        return "it has no responses_create_params"
+    if not isinstance(row.get("agent_ref") or {}, dict):
+        return "agent_ref is no object"
+    metadata = row["responses_create_params"].get("metadata") or {}
+    if not isinstance(metadata, dict):
+        return "metadata of responses_create_params is no object"
+    try:
+        extra = json.loads(metadata.get("extra_body") or "{}")
+    except (TypeError, ValueError):
+        extra = None
+    return "" if isinstance(extra, dict) else "metadata.extra_body is no JSON object in a string"
+
+
+def materialize(tasks: Sequence[Row], settings: CollectSettings) -> list[Row]:
     """Returns one request per task and repeat, as Gym's collection numbers them.
 
     Raises:
-        UserError: A task names no agent and `agent` is `None`.
+        UserError: A task names no agent, and the settings do not either.
     """
     rows = []
     for index, task in enumerate(tasks):
-        if agent is None and not isinstance((task.get("agent_ref") or {}).get("name"), str):
+        if settings.agent is None and not isinstance((task.get("agent_ref") or {}).get("name"), str):
             raise UserError(f"task {index + 1} names no agent (agent_ref.name)", remedy="name one with --agent")
         for repeat in range(settings.repeats):
             asked = dict(task["responses_create_params"])
@@ -90,12 +105,12 @@ def materialize(tasks: Sequence[Row], settings: CollectSettings, agent: str | No
                 "max_output_tokens": settings.max_output_tokens,
             }
             metadata = dict(asked.get("metadata") or {})
-            extra = json.loads(metadata.get("extra_body", "{}")) | {"seed": _seed(settings.seed, index, repeat)}
+            extra = json.loads(metadata.get("extra_body") or "{}") | {"seed": _seed(settings.seed, index, repeat)}
             asked["metadata"] = metadata | {"extra_body": json.dumps(extra)}
             row = {k: v for k, v in task.items() if not k.startswith("_ng_")}
             row |= {"responses_create_params": asked, "_ng_task_index": index, "_ng_rollout_index": repeat}
-            if agent is not None:
-                row["agent_ref"] = {"name": agent}
+            if settings.agent is not None:
+                row["agent_ref"] = {"name": settings.agent}
             rows.append(row)
     return rows
 
@@ -106,7 +121,6 @@ def collect(
     out: Path,
     settings: CollectSettings,
     *,
-    agent: str | None = None,
     check: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Collection:
@@ -116,8 +130,7 @@ def collect(
         gym (`RunningGym`): Where the agents run.
         tasks (`Sequence[Row]`): Gym input rows.
         out (`Path`): The rollouts file, appended to rollout by rollout.
-        settings (`CollectSettings`): Repeats, sampling, limits.
-        agent (`str`, *optional*): Agent for all tasks; else each row's `agent_ref`.
+        settings (`CollectSettings`): Repeats, sampling, limits, agent.
         check (`Callable[[], None]`, *optional*): Called about twice a second; raises when the policy's endpoint ended.
         progress (`Callable[[int, int], None]`, *optional*): Called with rollouts done and wanted.
 
@@ -125,8 +138,8 @@ def collect(
         RunError: The agent or the endpoint went away, or every rollout failed.
         UserError: The file beside `out` belongs to a collection of other tasks or settings.
     """
-    rows = materialize(tasks, settings, agent)
-    todo, attempts, failures = _prepare(out, rows)
+    rows = materialize(tasks, settings)
+    todo, failures = _prepare(out, rows)
     progress(len(rows) - len(todo), len(rows))
 
     def report(now: int) -> None:
@@ -138,28 +151,31 @@ def collect(
 
     if todo:
         urls = {name: gym.agent_url(name) for name in {row["agent_ref"]["name"] for row in todo}}
-        asyncio.run(_run_all(urls, todo, out, failures, attempts, settings, watch, report))
-    found = _collection(out, len(rows))
-    if not found.collected:
-        raise RunError("no rollout could be collected", remedy=f"the reasons stand in {failures}")
-    return found
+        asyncio.run(_run_all(urls, todo, out, failures, settings, watch, report))
+    return _collection(out, len(rows), failures)
 
 
-def finished(tasks: Sequence[Row], out: Path, settings: CollectSettings, agent: str | None) -> Collection | None:
+def finished(tasks: Sequence[Row], out: Path, settings: CollectSettings) -> Collection | None:
     """Returns the collection if nothing of it is left to do, so that no server need be started; else `None`."""
-    rows = materialize(tasks, settings, agent)
-    if not out.exists() or _prepare(out, rows)[0]:
+    rows = materialize(tasks, settings)
+    if not out.exists():
         return None
-    return _collection(out, len(rows))
+    todo, failures = _prepare(out, rows)
+    return None if todo else _collection(out, len(rows), failures)
 
 
-def _collection(out: Path, wanted: int) -> Collection:
+def _collection(out: Path, wanted: int, failures: Path) -> Collection:
     collected = len(_whole_lines(out))
+    if not collected:
+        raise RunError("no rollout could be collected", remedy=f"the reasons stand in {failures}")
     return Collection(out, wanted, collected, wanted - collected)
 
 
-def _prepare(out: Path, rows: Sequence[Row]) -> tuple[list[Row], Counter[tuple[int, int]], Path]:
-    """Writes the inputs' sidecar; returns what is left to do, the failed attempts so far, and their file."""
+def _prepare(out: Path, rows: Sequence[Row]) -> tuple[list[Row], Path]:
+    """Writes the inputs' sidecar; returns what is left to do, and the file for failed attempts.
+
+    What failed in an earlier run is tried again: its cause may be mended by now.
+    """
     inputs, failures = (out.with_name(f"{out.stem}_{kind}.jsonl") for kind in ("materialized_inputs", "failures"))
     lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,9 +183,7 @@ def _prepare(out: Path, rows: Sequence[Row]) -> tuple[list[Row], Counter[tuple[i
         raise UserError(f"{out} is another collection's", remedy="choose another file, or remove it")
     inputs.write_bytes(lines)
     have = {_key(row) for row in _whole_lines(out)}
-    attempts = Counter(_key(row) for row in _whole_lines(failures))
-    todo = [row for row in rows if _key(row) not in have and attempts[_key(row)] < _ATTEMPTS]
-    return todo, attempts, failures
+    return [row for row in rows if _key(row) not in have], failures
 
 
 async def _run_all(
@@ -177,7 +191,6 @@ async def _run_all(
     todo: Sequence[Row],
     out: Path,
     failures: Path,
-    attempts: Counter[tuple[int, int]],
     settings: CollectSettings,
     watch: Callable[[], None],
     report: Callable[[int], None],
@@ -185,18 +198,19 @@ async def _run_all(
     gate = asyncio.Semaphore(settings.concurrency)
     ended = 0
     limits = httpx.Limits(max_connections=settings.concurrency)
-    async with httpx.AsyncClient(timeout=settings.timeout, limits=limits) as client:
+    async with httpx.AsyncClient(timeout=settings.timeout, limits=limits, trust_env=False) as client:
         with out.open("ab", buffering=0) as good, failures.open("ab", buffering=0) as bad:
 
             async def one(row: Row) -> None:
                 nonlocal ended
                 async with gate:
-                    while attempts[_key(row)] < _ATTEMPTS:
+                    for attempt in range(_ATTEMPTS):
+                        await asyncio.sleep(_PAUSE_SECONDS * attempt)
                         result = await _run_one(client, urls[row["agent_ref"]["name"]], row)
-                        (bad if "_ng_failure_class" in result else good).write(msgspec.json.encode(result) + b"\n")
-                        if "_ng_failure_class" not in result:
+                        failed = "_ng_failure_class" in result
+                        (bad if failed else good).write(msgspec.json.encode(result) + b"\n")
+                        if not failed:
                             break
-                        attempts[_key(row)] += 1
                 ended += 1
 
             pending = {asyncio.ensure_future(one(row)) for row in todo}
@@ -223,9 +237,10 @@ async def _run_one(client: httpx.AsyncClient, url: str, row: Row) -> Row:
         return identity | {"_ng_failure_class": type(error).__name__, "error": str(error)}
     if answer.status_code >= 400:
         return identity | {"_ng_failure_class": f"http_{answer.status_code}", "error": answer.text[:2000]}
-    result = msgspec.json.decode(answer.content)
-    if not isinstance(result, dict):
-        return identity | {"_ng_failure_class": "not_object", "error": answer.text[:2000]}
+    try:
+        result = msgspec.json.decode(answer.content, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        return identity | {"_ng_failure_class": "not_an_object", "error": f"{error}: {answer.text[:2000]}"}
     return result | identity
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,13 +101,15 @@ def setup_gym(settings: GymSetupSettings, say: Say = print) -> GymInstallation:
     home, uv = gym_home(settings.home), uv_executable()
     found = find_installation(settings.home)
     wanted = dict.fromkeys([*(found.servers if found else ()), *settings.servers])
-    if found and settings.version in (None, found.version) and settings.python is None:
+    asked = find_python(settings.python, uv) if settings.python else None
+    same = asked is None or (found and Path(found.python).resolve() == asked.path.resolve())
+    if found and same and settings.version in (None, found.version):
         if set(wanted) <= set(found.servers):
             say(f"nemo-gym {found.version} is installed in {found.home}")
             return found
         python, version = Path(found.python), found.version
     else:
-        interpreter = find_python(settings.python, uv)
+        interpreter = asked or find_python(None, uv)
         say(f"Gym's environment: {interpreter}")
         python, version = _make_environment(home, interpreter, settings.version, uv, say)
     installation = GymInstallation(str(home), str(python), version, tuple(wanted))
@@ -178,11 +181,13 @@ def _requirements(folder: Path) -> list[str]:
     if not folder.is_dir():
         names = sorted(p.parent.name for p in folder.parent.glob("*/app.py"))
         raise UserError(f"this Gym has no resources server '{folder.name}'", remedy=f"known: {', '.join(names)}")
-    listed = folder / "requirements.txt"
-    if not listed.exists():
-        return []
-    lines = (line.split("#")[0].strip() for line in listed.read_text().splitlines())
-    return [line for line in lines if line and not line.startswith("-") and not line.startswith("nemo-gym")]
+    listed, project = folder / "requirements.txt", folder / "pyproject.toml"
+    lines: list[str] = []
+    if listed.exists():
+        lines = [line.split("#")[0].strip() for line in listed.read_text().splitlines()]
+    elif project.exists():
+        lines = tomllib.loads(project.read_text()).get("project", {}).get("dependencies", [])
+    return [line for line in lines if line and not line.startswith("-e") and not line.startswith("nemo-gym")]
 
 
 def _link_environments(installation: GymInstallation) -> None:

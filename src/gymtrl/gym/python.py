@@ -13,7 +13,7 @@ from gymtrl.errors import RunError, UserError
 
 # nemo-gym 0.4 asks for 3.12 or newer, 0.5 and later for 3.13.14 or newer (their Requires-Python). 3.12 comes first
 # because it is what `constraints-gym.txt` pins packages for.
-_NEWER_GYM = (3, 13, 14)
+_OLDEST = (3, 12)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Interpreter:
     @property
     def fits(self) -> bool:
         """Whether some nemo-gym admits it."""
-        return self.version[:2] == (3, 12) or self.version >= _NEWER_GYM
+        return self.version >= _OLDEST
 
     def __str__(self) -> str:
         return f"Python {'.'.join(map(str, self.version))} at {self.path}"
@@ -53,7 +53,7 @@ def find_python(wanted: str | None, uv: Path) -> Interpreter:
         if found is None:
             raise UserError(f"--python {wanted} is not a Python interpreter that runs", remedy="give its path")
         if not found.fits:
-            raise UserError(f"NeMo Gym does not run on {found}", remedy="give a Python 3.12, or 3.13.14 or newer")
+            raise UserError(f"NeMo Gym does not run on {found}", remedy="give a Python 3.12 or newer")
         return found
     seen: list[Interpreter] = []
     for path in _candidates(uv):
@@ -67,7 +67,7 @@ def find_python(wanted: str | None, uv: Path) -> Interpreter:
         return max(fitting, key=lambda i: i.version)
     known = sorted({".".join(map(str, i.version)) for i in seen})
     raise RunError(
-        f"no Python that NeMo Gym runs on (3.12, or 3.13.14 and newer); found: {', '.join(known) or 'none'}",
+        f"no Python that NeMo Gym runs on (3.12 or newer); found: {', '.join(known) or 'none'}",
         remedy="install one, for example 'uv python install 3.12' or 'pyenv install 3.12', or give --python PATH",
     )
 
@@ -97,7 +97,7 @@ def _candidates(uv: Path) -> Iterator[Path]:
 
 def _ask(path: Path) -> Interpreter | None:
     """Runs the interpreter: a pyenv shim exists for versions that are not active, and answers with an error."""
-    code = "import sys, ensurepip; print(*sys.version_info[:3])"
+    code = "import sys; print(*sys.version_info[:3])"
     try:
         answer = subprocess.run([str(path), "-c", code], capture_output=True, text=True, timeout=30, check=False)
         major, minor, patch = (int(n) for n in answer.stdout.split())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import secrets
 import socket
 import time
@@ -15,7 +17,7 @@ import httpx
 import msgspec
 import yaml
 
-from gymtrl.errors import RunError
+from gymtrl.errors import RunError, UserError
 from gymtrl.gym.install import GymInstallation, uv_executable
 from gymtrl.processes import Supervised
 
@@ -55,19 +57,19 @@ class RunningGym:
         """Returns the URL of an agent.
 
         Raises:
-            RunError: No such agent runs.
+            UserError: No such agent runs.
         """
         agents = {s.process_name: s.url for s in self.servers if s.server_type == "responses_api_agents"}
         url = agents.get(name)
         if url is None:
-            raise RunError(f"no agent '{name}' runs at {self.head}", remedy=f"running agents: {', '.join(agents)}")
+            raise UserError(f"no agent '{name}' runs at {self.head}", remedy=f"running agents: {', '.join(agents)}")
         return url
 
 
 def find_running(head: str) -> RunningGym | None:
     """Asks a head server for its servers; `None` where nothing answers."""
     try:
-        answer = httpx.get(f"{head.rstrip('/')}/server_instances", timeout=5.0)
+        answer = httpx.get(f"{head.rstrip('/')}/server_instances", timeout=5.0, trust_env=False)
         answer.raise_for_status()
         return RunningGym(head, tuple(msgspec.json.decode(answer.content, type=list[ServerInstance])))
     except (httpx.HTTPError, msgspec.MsgspecError):
@@ -128,10 +130,19 @@ def running_gym(
 
 
 def free_port() -> int:
-    """Returns a TCP port on loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a TCP port on loopback that nothing listens on now.
+
+    It lies above those that Gym gives its servers (10001 to 20000) and below those that systems give to connections, so
+    that it stays free until it is used.
+
+    Raises:
+        RunError: A hundred ports in a row are taken.
+    """
+    for port in random.SystemRandom().sample(range(20001, 32768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RunError("no free port between 20001 and 32767", remedy="end what listens there")
 
 
 def _environment(installation: GymInstallation) -> dict[str, str]:
@@ -148,6 +159,8 @@ def _environment(installation: GymInstallation) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
         "PYTHONUNBUFFERED": "1",
+        # A proxy must not stand between servers on one machine.
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
     }
 
 
@@ -167,6 +180,6 @@ def _wait_until_ready(
 
 def _answers(url: str | None) -> bool:
     try:
-        return url is not None and httpx.get(url, timeout=2.0).status_code < 500
+        return url is not None and httpx.get(url, timeout=2.0, trust_env=False).status_code < 500
     except httpx.HTTPError:
         return False

@@ -33,8 +33,18 @@ class CollectSettings(BaseModel, extra="forbid"):
     temperature: float = Field(default=1.0, ge=0, description="Sampling temperature.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus sampling.")
     max_output_tokens: int = Field(default=512, ge=1, description="Tokens that the policy may generate per model call.")
-    concurrency: int = Field(default=64, ge=1, description="Rollouts under way at once.")
-    timeout: float = Field(default=600.0, gt=0, description="Seconds after which one rollout counts as failed.")
+    concurrency: int = Field(
+        default=64, ge=1, description="Rollouts under way at once.", json_schema_extra={"changes_result": False}
+    )
+    timeout: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds after which one attempt at a rollout counts as failed.",
+        json_schema_extra={"changes_result": False},
+    )
+    agent: str | None = Field(
+        default=None, description="Agent for all tasks, by its name in Gym; each task's own agent_ref if not given."
+    )
     seed: int = Field(
         default=0, ge=0, description="Every task and repeat samples with a seed of its own, derived from this."
     )

@@ -43,6 +43,7 @@ def render_status(status: GymStatus) -> str:
         lines = [f"NeMo Gym is not installed below {status.home}; run 'gymtrl gym setup'"]
     else:
         lines = [f"nemo-gym {installed.version} in {installed.home}", f"  interpreter {installed.python}"]
+        lines.append(f"  servers and their example data in {installed.site_packages}")
         lines.append(f"  packages for {', '.join(installed.servers)}")
     if status.servers is None:
         lines.append(f"nothing answers at {status.head}")

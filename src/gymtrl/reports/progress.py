@@ -37,11 +37,11 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
 
     def show(name: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done != total and now - shown.get(name, -_LINE_SECONDS) < _LINE_SECONDS:
+        if (done != total or not total) and now - shown.get(name, -_LINE_SECONDS) < _LINE_SECONDS:
             return
-        if done == total and shown.get(name) == -1:
+        if total and done == total and shown.get(name) == -1:
             return
-        shown[name] = -1 if done == total else now
+        shown[name] = -1 if total and done == total else now
         console.print(f"  {name}: {done} of {total}" if total else f"  {name}: {done} s", highlight=False)
 
     return show

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import msgspec
+
+MAX_DEPTH = 100
+"""Deepest nesting of a tool or of a call's arguments; what reads them later, such as a template, recurses into them."""
+
+TOO_DEEP = "nested too deeply"
 
 _strict = msgspec.json.Decoder()
 
@@ -33,7 +39,7 @@ def decode_json(data: bytes) -> Any:
     try:
         return json.loads(data)
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError(TOO_DEEP) from error
 
 
 def canonical_json(value: Any) -> bytes:
@@ -48,3 +54,31 @@ def canonical_json(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """SHA-256 (hex) over the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a JSON value is nested deeper than `MAX_DEPTH`; looks level by level, so that any depth can be told."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def to_float(number: int | float) -> float:
+    """A number as a double; an integer beyond its range becomes infinite, as `1e999` does."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def to_utf8(text: str) -> str:
+    """A text whose lone surrogates, which neither JSON nor a table can hold, are replaced."""
+    return text.encode("utf-8", "replace").decode()

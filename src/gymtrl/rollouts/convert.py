@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from .codec import TOO_DEEP, is_deep, to_float, to_utf8
 from .items import Refused
 from .keys import named_cluster, task_key
 from .messages import Conversation, read_conversation
@@ -147,10 +148,14 @@ def _tools(request: dict[str, Any], response: dict[str, Any]) -> tuple[tuple[dic
         fields = ("name", "description", "parameters")
         kept = {field: function[field] for field in fields if function.get(field) is not None}
         tools.append({"type": "function", "function": kept})
+    if is_deep(tools):
+        raise Refused("malformed_json", TOO_DEEP)
     try:
-        json.dumps(tools, ensure_ascii=False).encode()
+        json.dumps(tools, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise Refused("roundtrip_mismatch", "a lone surrogate in a tool, which no UTF-8 text can hold") from None
+    except ValueError:
+        raise Refused("roundtrip_mismatch", "NaN or infinity in a tool, which no JSON can hold") from None
     return tuple(tools), frozenset(flags)
 
 
@@ -201,24 +206,19 @@ def _sampling(request: dict[str, Any]) -> Sampling:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return to_float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _reward(value: Any) -> tuple[float | None, bool]:
     """The reward, and whether there is something that is none."""
-    if isinstance(value, bool | int | float):
-        try:
-            return float(value), False
-        except OverflowError:
-            return float("inf") if value > 0 else float("-inf"), False
-    return None, value is not None
+    return (to_float(value), False) if isinstance(value, bool | int | float) else (None, value is not None)
 
 
 def _name(value: Any) -> str | None:
-    """A name given as such or as a reference with a name; a lone surrogate, which no table can hold, is replaced."""
+    """A name given as such or as a reference with a name."""
     if isinstance(value, dict):
         value = value.get("name")
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and value else None
+    return to_utf8(value) if isinstance(value, str) and value else None
 
 
 def _integer(value: Any) -> int | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
+
+from .codec import TOO_DEEP, is_deep
 
 # Tuples, since what is looked up in them comes from a file and may have no hash.
 _MESSAGE_ROLES = ("system", "developer", "user", "assistant")
@@ -159,23 +162,29 @@ def parse_arguments(call: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The arguments of a call as an object, and as they were written.
 
     Raises:
-        `Refused`: `bad_tool_arguments` where they are no JSON object, or the call has no name.
+        `Refused`: `bad_tool_arguments` where they are no JSON object or nested too deeply, or the call has no name.
     """
     raw = call.get("arguments")
     name = call.get("name")
     if not isinstance(raw, str) or not isinstance(name, str) or not name:
         raise Refused("bad_tool_arguments", f"a call of {name!r} whose arguments are {type(raw).__name__}")
+    arguments = _decode_arguments(raw)
+    if not isinstance(arguments, dict):
+        raise Refused("bad_tool_arguments", f"the arguments of a call of {name} are no JSON object: {raw[:80]!r}")
+    if is_deep(arguments):
+        raise Refused("bad_tool_arguments", f"the arguments of a call of {name} are {TOO_DEEP}")
+    return arguments, raw
+
+
+def _decode_arguments(raw: str) -> Any:
     try:
-        return _arguments_decoder.decode(raw), raw
+        return _arguments_decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
         pass
     try:
-        arguments = json.loads(raw, parse_constant=_no_constant)
+        return json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise Refused("bad_tool_arguments", f"the arguments of a call of {name} are no JSON object: {raw[:80]!r}")
-    return arguments, raw
+        return None
 
 
 def parse_item(item: dict[str, Any]) -> Item:
@@ -247,6 +256,13 @@ def _refuse_repeats(items: Iterable[dict[str, Any]], reason: str, words: str) ->
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is beyond the range of a double")
+    return value
 
 
 def _unsupported(found: str) -> NoReturn:

@@ -80,7 +80,7 @@ def completion_key(completion: Sequence[Message]) -> str:
 def input_key(row: Mapping[str, Any]) -> str:
     """Key of a task's input row, whether it comes from an input file or from the materialized inputs of a run.
 
-    Left out: `agent_ref`, `_ng_*` keys, sampling parameters and fields that are null.
+    Left out: `agent_ref`, `_ng_*` keys, sampling parameters, and fields of the request that are null.
 
     Args:
         row (`Mapping`): The input row.

@@ -8,6 +8,7 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from . import items as it
+from .codec import to_float
 from .items import Item, Refused
 from .record import Message, RecordedTurn, ToolCall
 
@@ -224,7 +225,7 @@ def _recorded(turns: Sequence[list[tuple[Any, Any, Any]]]) -> tuple[RecordedTurn
             return ()
         if not all(type(p) in (float, int) for p in log_probs):
             return ()
-        recorded.append(RecordedTurn(tuple(prompt), tuple(generated), tuple(map(float, log_probs))))
+        recorded.append(RecordedTurn(tuple(prompt), tuple(generated), tuple(map(to_float, log_probs))))
     return tuple(recorded)
 
 
@@ -248,8 +249,11 @@ def _check_round_trip(source: Sequence[Item], messages: Sequence[Message]) -> No
     for message in messages:
         _refuse_surrogates(message.content)
         _refuse_surrogates(message.reasoning_content or "")
+        _refuse_surrogates("".join(message.images))
+        _refuse_surrogates(message.tool_call_id or "")
         for call in message.tool_calls:
-            _refuse_surrogates(call.name + call.arguments_json)
+            # A break between them: the halves of a pair must not heal each other.
+            _refuse_surrogates(f"{call.id}\n{call.name}\n{call.arguments_json}")
             if "\\u" in call.arguments_json:  # an escape may hide one
                 _refuse_surrogates(json.dumps(call.arguments, ensure_ascii=False))
 

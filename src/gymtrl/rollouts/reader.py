@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
+
 from gymtrl.errors import UserError
 
-from .codec import decode_json
+from .codec import TOO_DEEP, decode_json, to_utf8
 from .convert import convert
 from .inputs import expand_inputs
 from .record import Line, Origin
@@ -92,7 +94,11 @@ def _judge(origin: Origin, data: bytes | None, sidecar: Sidecar, cluster: str | 
         row = decode_json(data)
     except ValueError as error:
         return Line(origin, "reject", "malformed_json", str(error)[:200])
-    return convert(row, origin, sidecar, cluster)
+    try:
+        line = convert(row, origin, sidecar, cluster)
+    except RecursionError:  # what could just be decoded may still be too deep to be walked through
+        return Line(origin, "reject", "malformed_json", TOO_DEEP)
+    return msgspec.structs.replace(line, detail=to_utf8(line.detail)) if line.detail else line
 
 
 def _raw_lines(stream: BinaryIO, file: str, limit: int) -> Iterator[tuple[Origin, bytes | None]]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .codec import decode_json
+from .codec import decode_json, to_utf8
 from .keys import EXTRA_BODY, input_key, named_cluster
 
 INPUTS_SUFFIX = "_materialized_inputs"
@@ -67,12 +67,17 @@ def load_sidecar(rollouts: Path, cluster: str | None = None) -> Sidecar:
     Returns:
         `Sidecar`: Empty where there is no such file. Lines that are no input rows are left out.
     """
-    path = rollouts.with_name(f"{rollouts.stem}{INPUTS_SUFFIX}.jsonl")
-    try:
-        state = path.stat()
-    except OSError:
+    path = inputs_beside(rollouts)
+    if path is None:
         return Sidecar(None, {})
+    state = path.stat()
     return _load(path, cluster, state.st_mtime_ns, state.st_size)
+
+
+def inputs_beside(rollouts: Path) -> Path | None:
+    """The path of `X_materialized_inputs.jsonl` beside X.jsonl, `None` where there is no such file."""
+    path = rollouts.with_name(f"{rollouts.stem}{INPUTS_SUFFIX}.jsonl")
+    return path if path.is_file() else None
 
 
 def count_failures(rollouts: Path) -> dict[str, int]:
@@ -82,7 +87,7 @@ def count_failures(rollouts: Path) -> dict[str, int]:
     if path.is_file():
         for _, _, row in _rows(path):
             if row.get("_ng_failure_class") is not None:
-                counts[str(row["_ng_failure_class"])] += 1
+                counts[to_utf8(str(row["_ng_failure_class"]))] += 1
     return dict(counts)
 
 
@@ -92,8 +97,11 @@ def _load(path: Path, cluster: str | None, _modified: int, _size: int) -> Sideca
     for offset, length, row in _rows(path):
         task, repeat = row.get("_ng_task_index"), row.get("_ng_rollout_index")
         if type(task) is int and type(repeat) is int:
-            named = named_cluster(cluster, row, None) if cluster else None
-            rows[task, repeat] = InputRow(offset, length, input_key(row), named)
+            try:
+                named = named_cluster(cluster, row, None) if cluster else None
+                rows[task, repeat] = InputRow(offset, length, input_key(row), named)
+            except RecursionError:
+                continue  # nested too deeply to have a key
     return Sidecar(path, rows)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from .groups import group_key
+from .groups import group_key, tied_tasks
 from .keys import completion_key
 from .quality import default_threshold, measured, unfit
 from .record import Line, Rollout
@@ -20,7 +20,7 @@ from .sidecars import count_failures
 from .table import text_length
 
 EXAMPLES = 5
-MAX_PER_TASK = 4
+MAX_PER_TASK = 4  # the default of FilterSettings.max_per_task, which this package does not import
 _BINS = 10
 _MANY = 12
 
@@ -168,9 +168,9 @@ class _Tally:
     files: Counter[str] = field(default_factory=Counter)
     findings: dict[tuple[str, str], tuple[int, list[str], str]] = field(default_factory=dict)
     groups: defaultdict[str, _Group] = field(default_factory=lambda: defaultdict(_Group))
-    # Distinct completions of a task that could be learned from, with their rewards.
+    # Distinct completions of a task that could be learned from, with their rewards, by task key.
     candidates: defaultdict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
-    tasks: set[str] = field(default_factory=set)
+    tasks: set[tuple[str, str | None]] = field(default_factory=set)  # task key and input key
     clusters: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     series: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(lambda: array("q")))
@@ -200,16 +200,11 @@ def summarize(lines: Iterable[Line]) -> Summary:
     return _finish(tally)
 
 
-def verdict_counts(summary: Summary) -> dict[str, int]:
-    """Lines by verdict and reason (`reject:malformed_json`), as `require_rollouts` takes them."""
-    return {f"{f.verdict}:{f.reason}" if f.reason else f.verdict: f.count for f in summary.findings}
-
-
 def _add(tally: _Tally, rollout: Rollout, *, ok: bool) -> None:
     group = tally.groups[group_key(rollout)]
     group.tasks.add(rollout.task_key)
     group.size += 1
-    tally.tasks.add(rollout.task_key)
+    tally.tasks.add((rollout.task_key, rollout.input_key))
     tally.clusters.add(rollout.cluster_key)
     reward = rollout.reward
     if reward is None:
@@ -222,7 +217,7 @@ def _add(tally: _Tally, rollout: Rollout, *, ok: bool) -> None:
             group.ok_rewards.append(reward)
             if not unfit(rollout):
                 group.fit_rewards.append(reward)
-                same = tally.candidates[rollout.input_key or rollout.task_key]
+                same = tally.candidates[rollout.task_key]
                 key = completion_key(rollout.completion)
                 same[key] = max(reward, same.get(key, reward))
     tally.counts["masked"] += rollout.masked
@@ -285,8 +280,11 @@ def _good_for(tally: _Tally, whole: Sequence[_Group]) -> GoodFor:
     threshold, why = default_threshold({reward for group in tally.groups.values() for reward in group.ok_rewards})
     rows = pairs = 0
     if threshold is not None:
-        for completions in tally.candidates.values():
-            rows += min(MAX_PER_TASK, sum(reward >= threshold for reward in completions.values()))
+        same = tied_tasks(tally.tasks)
+        good: defaultdict[str, set[str]] = defaultdict(set)
+        for task, completions in tally.candidates.items():
+            good[same[task]].update(key for key, reward in completions.items() if reward >= threshold)
+        rows = sum(min(MAX_PER_TASK, len(completions)) for completions in good.values())
         pairs = sum(
             any(r >= threshold for r in group.fit_rewards) and any(r < threshold for r in group.ok_rewards)
             for group in whole
@@ -302,7 +300,7 @@ def _tasks(tally: _Tally, whole: Sequence[_Group], threshold: float | None) -> T
             good = sum(reward >= threshold for reward in group.rewards)
             shares["always" if good == len(group.rewards) else "sometimes" if good else "never"] += 1
     return Tasks(
-        tasks=len(tally.tasks),
+        tasks=len({task for task, _ in tally.tasks}),
         clusters=len(tally.clusters),
         with_input_row=tally.counts["with_input_row"],
         groups=len(whole),

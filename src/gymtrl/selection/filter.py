@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from gymtrl.errors import UserError
+from gymtrl.rollouts.groups import tied_tasks
 from gymtrl.rollouts.inputs import expand_inputs, require_rollouts
 from gymtrl.rollouts.keys import completion_key
 from gymtrl.rollouts.quality import default_threshold, measured, unfit
 from gymtrl.rollouts.reader import read_bytes, read_lines
 from gymtrl.rollouts.record import Line, Origin
-from gymtrl.rollouts.sidecars import load_sidecar
+from gymtrl.rollouts.sidecars import inputs_beside, load_sidecar
 from gymtrl.rollouts.table import table_of, table_row
 from gymtrl.workspace.artefact import Counts, artefact
 
@@ -192,6 +193,7 @@ def _threshold(rows: Iterable[_Row], settings: FilterSettings) -> tuple[float, s
 def _reasons(rows: Sequence[_Row], threshold: float, settings: FilterSettings) -> list[str]:
     """For every row why it is dropped, or `""`."""
     reasons = []
+    same_task = tied_tasks((row.keys.task_key, row.keys.input_key) for row in rows if row.keys)
     tasks: defaultdict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         reason = row.reason
@@ -199,7 +201,7 @@ def _reasons(rows: Sequence[_Row], threshold: float, settings: FilterSettings) -
             if row.reward < threshold:
                 reason = "below_threshold"
             else:
-                tasks[row.keys.input_key or row.keys.task_key].append(index)
+                tasks[same_task[row.keys.task_key]].append(index)
         reasons.append(reason)
     for same in tasks.values():
         same.sort(key=lambda index: _preference(rows[index], settings.seed))
@@ -232,7 +234,7 @@ def _distinct(rows: Iterable[_Row], held_out: set[str], field: str) -> dict[str,
 def files_read(inputs: Sequence[Path]) -> list[Path]:
     """Every file that the result depends on: the rollout files and the materialized inputs beside them."""
     files = expand_inputs(inputs)
-    sidecars = [load_sidecar(file).path for file in files]
+    sidecars = [inputs_beside(file) for file in files]
     return [*files, *(path for path in sidecars if path is not None)]
 
 

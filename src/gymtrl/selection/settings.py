@@ -47,7 +47,7 @@ class FilterSettings(BaseModel, extra="forbid"):
     )
     keep_truncated: bool = Field(
         default=False,
-        description="Keep rollouts whose response is incomplete",
+        description="Keep rollouts whose response is incomplete; 'format sft' still leaves them out",
         json_schema_extra={"source": "ours: a cut completion teaches to stop anywhere"},
     )
     seed: int = Field(

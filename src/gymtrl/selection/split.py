@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from gymtrl.errors import UserError
+from gymtrl.rollouts.groups import tie
 
 
 class Keys(NamedTuple):
@@ -34,23 +35,10 @@ def tied_clusters(rollouts: Iterable[Keys]) -> dict[str, str]:
     Returns:
         `dict[str, str]`: For each cluster key the key that stands for all that are tied to it.
     """
-    parent: dict[str, str] = {}
-    owner: dict[tuple[str, str], str] = {}
-
-    def root(key: str) -> str:
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    for keys in rollouts:
-        parent.setdefault(keys.cluster_key, keys.cluster_key)
-        for kind, key in (("task", keys.task_key), ("input", keys.input_key)):
-            if key is None:
-                continue
-            first, second = sorted((root(keys.cluster_key), root(owner.setdefault((kind, key), keys.cluster_key))))
-            parent[second] = first
-    return {key: root(key) for key in parent}
+    return tie(
+        (keys.cluster_key, [mark for mark in (("task", keys.task_key), ("input", keys.input_key)) if mark[1]])
+        for keys in rollouts
+    )
 
 
 def held_out_clusters(tied: Mapping[str, str], share: float, salt: str) -> set[str]:

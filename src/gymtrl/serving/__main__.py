@@ -21,12 +21,7 @@ def main() -> int:
         description="Serve a transformers checkpoint at /v1/chat/completions, for machines without vLLM.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the checkpoint")
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; there is no authentication (default: %(default)s)",
-    )
-    parser.add_argument("--port", type=int, default=0, help="port; 0 picks a free one (default: 0)")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 picks a free one (default: 0)")
     parser.add_argument("--served-name", help="name of the model in requests (default: the folder's name)")
     parser.add_argument(
         "--max-batch",
@@ -48,7 +43,6 @@ def main() -> int:
     try:
         serve(
             options.model,
-            host=options.host,
             port=options.port,
             served_name=options.served_name,
             max_batch=options.max_batch,

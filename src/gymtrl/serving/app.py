@@ -20,6 +20,9 @@ from gymtrl.serving.engine import Engine, GenerationRequest, GenerationResult, d
 from gymtrl.serving.sampling import Sampling
 from gymtrl.serving.schema import BadRequest, ChatMessage, ChatRequest, TokenizeRequest, Tool, parse
 
+MAX_BODY_BYTES = 16 * 2**20
+"""Larger request bodies are refused: no context holds so much text."""
+
 
 def create_app(engine: Engine, served_name: str) -> Starlette:
     """Makes the ASGI application around a running engine.
@@ -30,8 +33,8 @@ def create_app(engine: Engine, served_name: str) -> Starlette:
 
     Returns:
         `Starlette`: `POST /v1/chat/completions`, `POST /tokenize`, `GET /v1/models`, `GET /health`. Errors are JSON
-        `{"error": {"message", "type", "param", "code"}}`: 400 for a bad request, 404 for an unknown model, 500 when
-        generation broke, 503 when the server is stopping.
+        `{"error": {"message", "type", "param", "code"}}`: 400 for a bad request, 404 for an unknown model, 413 for a
+        body above `MAX_BODY_BYTES`, 500 when generation broke, 503 when the server is stopping.
     """
     created = int(time.time())
 
@@ -99,7 +102,8 @@ def _error(status: int, error: Exception, kind: str, message: str | None = None)
         if isinstance(error, GymtrlError) and error.remedy:
             message = f"{message}; {error.remedy}"
     content = {
-        "message": message,
+        # What a template says may quote a request's lone surrogates, which UTF-8 does not have.
+        "message": message.encode(errors="backslashreplace").decode(),
         "type": kind,
         "param": getattr(error, "param", None),
         "code": status,
@@ -108,10 +112,25 @@ def _error(status: int, error: Exception, kind: str, message: str | None = None)
 
 
 async def _body(request: Request) -> Any:
+    raw, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        # Too much is read to its end and dropped: clients that are still sending do not see an early answer.
+        if size <= MAX_BODY_BYTES:
+            raw += chunk
+    if size > MAX_BODY_BYTES:
+        raise HTTPException(413, f"the request body has {size} bytes; {MAX_BODY_BYTES} are allowed")
     try:
-        return json.loads(await request.body())
+        text = raw.decode()
+        body = json.loads(text)
+        if "\\u" in text:
+            # Escapes can spell lone surrogates, which no tokenizer takes.
+            json.dumps(body, ensure_ascii=False).encode()
+    except RecursionError:
+        raise BadRequest("the request body nests too deep") from None
     except ValueError as error:
         raise BadRequest(f"the request body is no JSON: {error}") from None
+    return body
 
 
 def _check_model(asked: str | None, served: str) -> None:
@@ -125,12 +144,13 @@ def _prompt(
     tools: list[Tool] | None,
     template_kwargs: dict[str, Any] | None,
 ) -> tuple[int, ...]:
-    return prompt_ids(
-        engine.tokenizer,
-        [message.for_template() for message in messages],
-        [tool.for_template() for tool in tools or []],
-        template_kwargs,
-    )
+    try:
+        shown = [message.for_template() for message in messages]
+        offered = [tool.for_template() for tool in tools or []]
+    except (ValueError, RecursionError):
+        # Pydantic takes what nests very deep for a circle.
+        raise BadRequest("the arguments of a tool call or the parameters of a tool nest too deep") from None
+    return prompt_ids(engine.tokenizer, shown, offered, template_kwargs)
 
 
 def _generation(engine: Engine, asked: ChatRequest, prompt: tuple[int, ...]) -> GenerationRequest:
@@ -189,15 +209,15 @@ def _completion(
     text = decode(engine.tokenizer, ids)
     finish_reason: str = result.finish_reason
     if result.finish_reason == "stop" and not result.ended:
-        text = text[: min(place for stop in generation.stop if (place := text.find(stop)) >= 0)]
+        text = text[: min((place for stop in generation.stop if (place := text.find(stop)) >= 0), default=None)]
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if asked.tools and asked.tool_choice != "none":
         # With special tokens, as some tokenizers count the tags among them.
-        rest, calls = parse_tool_calls(decode(engine.tokenizer, ids, special=True))
+        rest, calls = parse_tool_calls(_with_special(engine, ids, text))
         if asked.parallel_tool_calls is False:
             calls = calls[:1]
         if calls:
-            message["content"] = rest or None
+            message["content"] = _without_special(engine, rest).strip() or None
             message["tool_calls"] = [
                 {
                     "id": f"call_{uuid.uuid4().hex}",
@@ -232,6 +252,21 @@ def _completion(
             "prompt_tokens_details": {"cached_tokens": result.cached_tokens},
         },
     }
+
+
+def _with_special(engine: Engine, ids: tuple[int, ...], text: str) -> str:
+    """A reply's text, which a stop text may have cut within a token, with the special tokens that stand in it."""
+    whole = len(ids)
+    while not text.startswith(plain := decode(engine.tokenizer, ids[:whole])):
+        whole -= 1
+    return decode(engine.tokenizer, ids[:whole], special=True) + text[len(plain) :]
+
+
+def _without_special(engine: Engine, text: str) -> str:
+    for token in engine.tokenizer.added_tokens_decoder.values():
+        if token.special:
+            text = text.replace(token.content, "")
+    return text
 
 
 def _log_probs(engine: Engine, asked: ChatRequest, result: GenerationResult) -> list[dict[str, Any]]:

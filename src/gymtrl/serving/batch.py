@@ -26,7 +26,7 @@ def forward_rows(
     """Feeds the new tokens of consecutive rows and returns the logits after the last of each. Call in inference mode.
 
     Rows may bring different numbers of tokens; shorter ones are padded on the left, so that every row ends in the last
-    position. The keys of padding go to columns past the row's end, where the row's own next tokens overwrite them.
+    position. The keys of padding go to the column past the row's end, where the row's own next token overwrites them.
 
     Args:
         model (`PreTrainedModel`): A causal language model with full attention in every layer.
@@ -50,7 +50,6 @@ def forward_rows(
                 forward_rows(model, cache, first + half, suffixes[half:], starts[half:]),
             ]
         )
-    # Column 0 stands for "no token" here: padding counts up to it from below.
     pads = [longest - len(suffix) for suffix in suffixes]
     device = model.device
     ids = torch.tensor(
@@ -61,9 +60,9 @@ def forward_rows(
     pad = torch.tensor(pads, device=device)[:, None]
     start = torch.tensor(starts, device=device)[:, None]
     positions = start + step - pad
-    columns = torch.where(step < pad, start + longest - pad + step, positions)
+    columns = torch.where(step < pad, start + longest - pad, positions)
     positions = torch.where(step < pad, 0, positions)
-    cache.reserve(first + rows, max(max(starts) + longest, width))
+    cache.reserve(first + rows, width + 1)
     for begin in range(0, longest, per_pass):
         piece = slice(begin, min(begin + per_pass, longest))
         seen = int(positions[:, piece].max()) + 1

@@ -72,25 +72,42 @@ class SlotCache(Cache):  # type: ignore[misc]  # untyped base
 
     Args:
         layers (`int`): Attention layers of the model.
+        limit (`int`, *optional*, defaults to 2**62): Slots times columns that are allocated ahead of need at most. What
+            is needed is allocated in any case: see `fits` and `trim`.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, limit: int = 2**62) -> None:
         super().__init__(layers=[SlotLayer() for _ in range(layers)])
+        self.limit = limit
         self.slots = 0
         self.columns = 0
+
+    def fits(self, slots: int, columns: int) -> bool:
+        """Whether `slots` rows of `columns` tokens stay within the limit when nothing more is allocated."""
+        return slots * _rounded(columns) <= self.limit
 
     def reserve(self, slots: int, columns: int) -> None:
         """Makes room for `slots` rows of `columns` tokens; what is stored stays where it is."""
         if slots <= self.slots and columns <= self.columns:
             return
         # Growing copies what is there, so it goes in steps that keep the number of copies logarithmic.
-        if slots > self.slots:
-            self.slots = max(slots, 2 * self.slots)
-        if columns > self.columns:
-            wanted = max(columns, self.columns + self.columns // 4)
-            self.columns = -(-wanted // COLUMN_STEP) * COLUMN_STEP
+        ahead_slots = max(slots, 2 * self.slots) if slots > self.slots else self.slots
+        ahead = max(columns, self.columns + self.columns // 4) if columns > self.columns else self.columns
+        if self.fits(ahead_slots, ahead):
+            self._resize(ahead_slots, _rounded(ahead))
+        else:
+            self._resize(max(slots, self.slots), max(_rounded(columns), self.columns))
+
+    def trim(self, slots: int, columns: int) -> None:
+        """Gives back all but the first `slots` slots and the columns that `columns` tokens need."""
+        self._resize(min(slots, self.slots), min(_rounded(columns), self.columns))
+
+    def _resize(self, slots: int, columns: int) -> None:
+        if (slots, columns) == (self.slots, self.columns):
+            return
+        self.slots, self.columns = slots, columns
         for layer in self.layers:
-            layer.resize(self.slots, self.columns)
+            layer.resize(slots, columns)
 
     def release(self) -> None:
         """Gives all memory back. Only for an empty batch."""
@@ -145,5 +162,10 @@ def _grown(old: torch.Tensor | None, like: torch.Tensor, size: tuple[int, int]) 
     slots, columns = size
     new = torch.zeros((slots, like.shape[1], columns, like.shape[3]), dtype=like.dtype, device=like.device)
     if old is not None:
-        new[: old.shape[0], :, : old.shape[2]] = old
+        kept = slice(min(slots, old.shape[0])), slice(None), slice(min(columns, old.shape[2]))
+        new[kept] = old[kept]
     return new
+
+
+def _rounded(columns: int) -> int:
+    return -(-columns // COLUMN_STEP) * COLUMN_STEP

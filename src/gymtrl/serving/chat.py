@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +15,9 @@ from gymtrl.errors import UserError
 
 Message = dict[str, Any]
 
-_RESERVED = {
-    "messages",
-    "conversation",
-    "tools",
-    "add_generation_prompt",
-    "tokenize",
-    "chat_template",
-}
-_TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+# What rendering takes for itself. Documents are the one of its own parameters that only templates read.
+_RESERVED = {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"documents"}
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +46,8 @@ def prompt_ids(
         `tuple[int, ...]`: Token ids.
 
     Raises:
-        UserError: There is no template, it fails on these messages, or it would leave out something that matters:
-            tools, tool calls or a developer message.
+        UserError: There is no template, it fails on these messages, it would leave out something that matters (tools,
+            tool calls or a developer message), or its text cannot be tokenised.
     """
     reserved = _RESERVED & set(template_kwargs or {})
     if reserved:
@@ -75,15 +69,20 @@ def prompt_ids(
         assert isinstance(text, str)
         return text
 
-    prepared = [_for_template(message) for message in messages]
     try:
+        prepared = [_for_template(message) for message in messages]
         text = render(prepared, tools)
         _refuse_omissions(render, prepared, tools, text)
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except UserError:
+        raise
     except TemplateError as error:
         raise UserError(f"the model's chat template rejects these messages: {error}") from error
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"the model's chat template fails on these messages: {error}") from error
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception as error:
+        # Templates are programs: on odd messages they raise whatever Python raises, down to RecursionError.
+        raise UserError(
+            f"the model's chat template fails on these messages: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _for_template(message: Message) -> Message:
@@ -145,19 +144,32 @@ def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
         Without any call the text is returned as it is, else white space around the remainder is dropped.
     """
     calls: list[ToolCall] = []
+    kept: list[str] = []
+    position = 0
+    # No regular expression: on a reply of unclosed tags, what `.*?` tries grows with a power of its length.
+    while (begin := text.find(_OPEN, position)) >= 0 and (end := text.find(_CLOSE, begin)) >= 0:
+        after = end + len(_CLOSE)
+        call = _tool_call(text[begin + len(_OPEN) : end])
+        kept.append(text[position : begin if call else after])
+        if call:
+            calls.append(call)
+        position = after
+    kept.append(text[position:])
+    return ("".join(kept).strip(), calls) if calls else (text, [])
 
-    def take(match: re.Match[str]) -> str:
-        try:
-            block = json.loads(match[1])
-        except ValueError:
-            return match[0]
-        if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-            return match[0]
-        arguments = block.get("arguments", {})
-        if not isinstance(arguments, dict):
-            return match[0]
-        calls.append(ToolCall(block["name"], json.dumps(arguments, ensure_ascii=False)))
-        return ""
 
-    rest = _TOOL_CALL.sub(take, text)
-    return (rest.strip(), calls) if calls else (text, [])
+def _tool_call(block: str) -> ToolCall | None:
+    """The call that a block holds, if it is one that can be sent on: as JSON, in UTF-8."""
+    try:
+        read = json.loads(block.strip())
+        if not isinstance(read, dict):
+            return None
+        name, arguments = read.get("name"), read.get("arguments", {})
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            return None
+        call = ToolCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+        f"{call.name}{call.arguments}".encode()
+    except (ValueError, RecursionError):
+        # A model may write anything: bad JSON, NaN, half of a surrogate pair, thousands of nested lists.
+        return None
+    return call

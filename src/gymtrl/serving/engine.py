@@ -16,6 +16,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -32,6 +33,12 @@ DEFAULT_SAMPLING = Sampling()
 
 GATHER_SECONDS = 0.005
 """An idle engine waits this long after a request for the others of its group."""
+
+PREFIX_BYTES = 512 * 2**20
+"""Keys and values of past sequences that are remembered."""
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Where a container finds how much of the machine's memory is its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +104,10 @@ class Engine:
         model (`PreTrainedModel`): A causal language model with full attention in every layer.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         max_batch (`int`, *optional*, defaults to 64): Rows decoded together at most.
-        prefix_tokens (`int`, *optional*, defaults to 16384): Tokens whose keys and values are remembered after use.
-        cache_tokens (`int`, *optional*): Slot columns of all rows together; when rows outgrow it, the youngest goes
-            back to the queue and is computed again later. By default a quarter of the machine's memory, or half of what
-            is free on the GPU.
+        prefix_bytes (`int`, *optional*, defaults to 512 MB): Keys and values that are remembered after use, at most.
+        cache_tokens (`int`, *optional*): Tokens that the slots of all rows have room for, used or not; when rows grow
+            beyond it, the batch's last row goes back to the queue and is computed again later. A row alone may exceed
+            it. By default a quarter of the memory of machine or container, or half of what is free on the GPU.
 
     Raises:
         UserError: The model cannot be served this way.
@@ -112,7 +119,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_batch: int = 64,
-        prefix_tokens: int = 16384,
+        prefix_bytes: int = PREFIX_BYTES,
         cache_tokens: int | None = None,
     ) -> None:
         if max_batch < 1:
@@ -127,10 +134,9 @@ class Engine:
         check_slots(model)
         # Fast tokenizers refuse use from two threads at once; the caller keeps using its own.
         self._tokenizer = copy.deepcopy(tokenizer)
-        layers = model.config.num_hidden_layers
-        self._cache = SlotCache(layers)
-        self._cache_tokens = cache_tokens or _free_bytes(model.device) // 2 // _token_bytes(model)
-        self._store = PrefixStore(prefix_tokens)
+        limit = cache_tokens or _free_bytes(model.device) // 2 // _token_bytes(model)
+        self._cache = SlotCache(model.config.num_hidden_layers, limit)
+        self._store = PrefixStore(prefix_bytes // _token_bytes(model))
         self._rows: list[_Row] = []
         self._waiting: deque[_Row] = deque()
         self._open: set[_Row] = set()
@@ -229,11 +235,12 @@ class Engine:
         if admitted:
             self._advance(admitted, self._prefill(admitted))
         while len(self._rows) > 1 and self._overfull(len(self._rows)):
-            youngest = self._rows[-1]
+            last = self._rows[-1]
             self._remove(len(self._rows) - 1)
             with self._wake:
-                self._waiting.appendleft(youngest)
+                self._waiting.appendleft(last)
         if self._rows:
+            self._reserve(len(self._rows), self._longest())
             logits = forward_rows(
                 self.model,
                 self._cache,
@@ -243,9 +250,19 @@ class Engine:
             )
             self._advance(self._rows, logits)
 
+    def _longest(self) -> int:
+        return max((row.length for row in self._rows), default=0)
+
     def _overfull(self, rows: int, longest: int = 0) -> bool:
-        longest = max([longest, *(row.length for row in self._rows)])
-        return rows * longest > self._cache_tokens
+        return not self._cache.fits(rows, max(longest, self._longest()) + 1)
+
+    def _reserve(self, slots: int, tokens: int) -> None:
+        """Makes room for rows of so many tokens and one column more, which padding uses."""
+        columns = max(tokens + 1, self._cache.columns)
+        if not self._cache.fits(max(slots, self._cache.slots), columns):
+            # Room that earlier rows left behind goes first.
+            self._cache.trim(len(self._rows), self._longest() + 1)
+        self._cache.reserve(slots, tokens + 1)
 
     def _admit(self) -> list[_Row]:
         admitted: list[_Row] = []
@@ -278,7 +295,7 @@ class Engine:
         known = {tokens: self._store.match(tokens, len(tokens) - 1) for tokens in alike}
         # By length of what is left to compute: neighbours in a batch then need little padding.
         order = sorted(alike, key=lambda tokens: len(tokens) - known[tokens][1])
-        self._cache.reserve(base + len(admitted), max(map(len, order)))
+        self._reserve(base + len(admitted), max(map(len, order)))
         for slot, tokens in enumerate(order, base):
             saved, length = known[tokens]
             if saved is not None:
@@ -307,7 +324,7 @@ class Engine:
         if len(prefix) > self._store.max_tokens or self._store.covers(prefix):
             return
         saved, start = self._store.match(prefix, len(prefix) - 1)
-        self._cache.reserve(slot + 1, len(prefix))
+        self._reserve(slot + 1, len(prefix))
         if saved is not None:
             self._cache.write([slot], saved, start)
         forward_rows(self.model, self._cache, slot, [prefix[start:]], [start])
@@ -383,7 +400,12 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     # Not what is unused right now: most of the rest holds files that the system gives up when asked.
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        allowed = CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        allowed = ""
+    return min(machine, int(allowed) if allowed.isdecimal() else machine) // 2
 
 
 def _token_bytes(model: PreTrainedModel) -> int:

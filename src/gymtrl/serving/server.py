@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import socket
@@ -19,6 +18,8 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.serving.app import create_app
 from gymtrl.serving.engine import Engine
 from gymtrl.serving.suitability import refuse_unsuitable
+
+HOST = "127.0.0.1"
 
 
 def load_model(model_dir: Path, *, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -73,7 +74,6 @@ def load_model(model_dir: Path, *, device: str | None = None) -> tuple[PreTraine
 def serve(
     model_dir: Path,
     *,
-    host: str = "127.0.0.1",
     port: int = 0,
     served_name: str | None = None,
     max_batch: int = 64,
@@ -81,12 +81,12 @@ def serve(
     device: str | None = None,
     ready_file: Path | None = None,
 ) -> None:
-    """Serves a checkpoint until SIGTERM or SIGINT; requests still running then get status 503.
+    """Serves a checkpoint on loopback until SIGTERM or SIGINT; requests still running then get status 503.
+
+    There is no authentication, hence no other address than 127.0.0.1.
 
     Args:
         model_dir (`Path`): Folder of the checkpoint.
-        host (`str`, *optional*, defaults to `"127.0.0.1"`): Address to listen on. There is no authentication: whoever
-            can reach it can use it.
         port (`int`, *optional*, defaults to 0): Port; 0 picks a free one.
         served_name (`str`, *optional*): The model's name in requests. The folder's name by default.
         max_batch (`int`, *optional*, defaults to 64): Requests generated together at most.
@@ -96,21 +96,20 @@ def serve(
             at the end.
 
     Raises:
-        UserError: The folder cannot be served.
-        RunError: The address cannot be listened on.
+        UserError: The folder cannot be served, or the port is none.
+        RunError: The port cannot be listened on.
     """
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)
     if threads is not None:
         torch.set_num_threads(threads)
-    # Before the model, which takes long to load; nobody is let in until then.
-    with _bound(host, port) as listener:
+    # Before the model, which takes long to load; who connects early waits until then.
+    with _listening(port) as listener:
         model, tokenizer = load_model(model_dir, device=device)
         engine = Engine(model, tokenizer, max_batch=max_batch)
         name = served_name or model_dir.resolve().name
-        shown = f"[{host}]" if ":" in host else host
         ready = {
-            "url": f"http://{shown}:{listener.getsockname()[1]}",
+            "url": f"http://{HOST}:{listener.getsockname()[1]}",
             "pid": os.getpid(),
             "model": name,
         }
@@ -152,24 +151,19 @@ class _Server(uvicorn.Server):
         self.engine.close(timeout=0)
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+def _listening(port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise UserError(f"{port} is no port", remedy="give a number from 0 (picks a free one) to 65535")
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        listener.bind((HOST, port))
+        # At once: with SO_REUSEADDR a port that is bound and not listened on can be bound by another process too.
+        listener.listen(socket.SOMAXCONN)
     except OSError as error:
         listener.close()
         raise RunError(
-            f"cannot listen on {host}:{port}: {error.strerror}",
+            f"cannot listen on {HOST}:{port}: {error.strerror}",
             remedy="stop what uses that port, or give another one (0 picks a free one)",
         ) from error
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gymtrl.errors import UserError
-from gymtrl.training.fingerprint import Fingerprint
+from gymtrl.models.fingerprint import Fingerprint
 from gymtrl.workspace.artefact import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -61,6 +61,21 @@ class TrainingData:
     validation: Split | None
 
 
+def dataset_manifest(dataset: Path) -> Manifest:
+    """Reads the manifest of a dataset folder, whose `extra` names the `model` and its `fingerprint`.
+
+    Raises:
+        UserError: No such folder, or it is no dataset for SFT.
+    """
+    manifest = read_manifest(dataset)
+    if not isinstance(manifest.extra.get("fingerprint"), dict) or "model" not in manifest.extra:
+        raise UserError(
+            f"{dataset} is no dataset for SFT: its manifest names no tokenizer",
+            remedy="give the folder that 'gymtrl format sft' wrote",
+        )
+    return manifest
+
+
 def read_dataset(dataset: Path) -> TrainingData:
     """Counts the tokens of a dataset folder and refuses what cannot be trained on.
 
@@ -70,13 +85,8 @@ def read_dataset(dataset: Path) -> TrainingData:
     Raises:
         UserError: No such folder, no training rows, rows without loss, or labels that do not fit their ids.
     """
-    manifest = read_manifest(dataset)
-    found: Any = manifest.extra.get("fingerprint")
-    if not isinstance(found, dict) or "model" not in manifest.extra:
-        raise UserError(
-            f"{dataset} is no dataset for SFT: its manifest names no tokenizer",
-            remedy="give the folder that 'gymtrl format sft' wrote",
-        )
+    manifest = dataset_manifest(dataset)
+    found: Any = manifest.extra["fingerprint"]
     train = _split(dataset, "train")
     if train is None:
         raise UserError(f"{dataset} holds no training rows", remedy=_AGAIN)

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gymtrl.models.fingerprint import TOKENIZER_FILES, model_file
 from gymtrl.training.data import TrainingData
-from gymtrl.training.fingerprint import TOKENIZER_FILES, model_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -37,7 +37,9 @@ FIXED_OPTIONS = (
     "output_dir",
     "save_strategy",
     "save_total_limit",
+    "save_only_model",
     "resume_from_checkpoint",
+    "ignore_data_skip",
     "logging_steps",
     "logging_strategy",
     "max_length",
@@ -46,8 +48,13 @@ FIXED_OPTIONS = (
     "auto_find_batch_size",
     "push_to_hub",
     "eval_strategy",
+    "eval_on_start",
+    "shuffle_dataset",
+    "dataset_kwargs",
+    "packing",
+    "completion_only_loss",
 )
-"""TRL's options that resuming, or the promise that no row is cut, depend on."""
+"""TRL's options that resuming, or the promise that every row is trained on as it is, depend on."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def check_trl_options(options: dict[str, Any]) -> None:
     from trl import SFTConfig
 
     known = {field.name for field in dataclasses.fields(SFTConfig)}
-    for key in options:
+    for key, value in options.items():
         if key not in known:
             raise UserError(
                 f"trl: SFTConfig has no option '{key}'{nearest(key, known)}",
@@ -135,8 +142,12 @@ def check_trl_options(options: dict[str, Any]) -> None:
             raise UserError(f"trl: '{key}' is set by '{own}'", remedy=f"set {own} in place of trl.{key}")
         if key in FIXED_OPTIONS:
             raise UserError(
-                f"trl: '{key}' cannot be changed: resuming depends on it, or that no row is cut",
+                f"trl: '{key}' cannot be changed: resuming depends on it, or that rows are trained on as they are",
                 remedy="for that, train with the dataset's own train_with_trl.py",
+            )
+        if key == "model_init_kwargs" and not isinstance(value, dict):
+            raise UserError(
+                "trl: 'model_init_kwargs' is no mapping", remedy="give arguments of from_pretrained by name"
             )
 
 
@@ -178,8 +189,9 @@ def trl_config(settings: TrainSftSettings, plan: Plan, output: Path) -> SFTConfi
         "disable_tqdm": True,
         "dataloader_pin_memory": plan.cuda,
     }
+    merged = {"model_init_kwargs": options["model_init_kwargs"] | settings.trl.get("model_init_kwargs", {})}
     try:
-        return SFTConfig(**(options | settings.trl))
+        return SFTConfig(**(options | settings.trl | merged))
     except (ValueError, TypeError) as error:
         raise UserError(f"TRL refuses the settings: {error}", remedy="correct the option that it names") from error
 

@@ -27,7 +27,9 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self.path = path
         kept = [entry for entry in read_metrics(path) if entry["step"] <= resumed_step]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        partial = path.with_name(f".{path.name}")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        partial.replace(path)  # a kill while it is written must not cost the lines of the steps that are kept
         steps = [entry for entry in kept if "loss" in entry]
         # TRL counts tokens, and we count seconds, from the start of the process.
         self._tokens = int(steps[-1]["tokens"]) if steps else 0

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gymtrl.errors import RunError, UserError
-from gymtrl.training.data import TrainingData, load_split, read_dataset
-from gymtrl.training.fingerprint import fingerprint, load_config, load_tokenizer
+from gymtrl.errors import UserError
+from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder
+from gymtrl.training.data import TrainingData, dataset_manifest, load_split, read_dataset
 from gymtrl.training.plan import Plan, check_trl_options, plan, trl_config
 from gymtrl.training.settings import TrainSftSettings
-from gymtrl.training.space import Sizes, bytes_needed, is_disk_full, require_space
+from gymtrl.training.space import Sizes, bytes_needed, require_space
 from gymtrl.workspace.artefact import Draft, artefact
 
 if TYPE_CHECKING:
@@ -64,6 +64,24 @@ class TrainResult:
     resumed_from: int | None
 
 
+def train_inputs(dataset: Path, settings: TrainSftSettings) -> list[Path]:
+    """Every folder that a run depends on.
+
+    Args:
+        dataset (`Path`): Folder that `format sft` wrote.
+        settings (`TrainSftSettings`): May name the model; unset, it is the one that the dataset was made for.
+
+    Returns:
+        `list[Path]`: The dataset, and the model where it is a local folder.
+
+    Raises:
+        UserError: No such dataset, or the model's folder is missing.
+    """
+    manifest = dataset_manifest(dataset)
+    model = local_folder(settings.model or str(manifest.extra["model"]))
+    return [dataset] if model is None else [dataset, model]
+
+
 def train_sft(dataset: Path, out: Path, settings: TrainSftSettings) -> TrainResult:
     """Trains a model on an SFT dataset folder.
 
@@ -92,21 +110,13 @@ def train_sft(dataset: Path, out: Path, settings: TrainSftSettings) -> TrainResu
 
     resolved = plan(settings, rows=data.train.rows, cuda=torch.cuda.is_available())
     sizes = model_sizes(config, lora_r=settings.lora_r if settings.method == "lora" else None)
-    data_bytes = sum(file.stat().st_size for file in data.train.files)
-    needed = bytes_needed(sizes, lora=settings.method == "lora", data_bytes=data_bytes)
-    with artefact(out, verb="train sft", settings=settings, inputs=[dataset], resumable=True) as draft:
+    tokens = sum(split.tokens for split in (data.train, data.validation) if split is not None)
+    needed = bytes_needed(sizes, lora=settings.method == "lora", tokens=tokens)
+    inputs = train_inputs(dataset, settings)
+    with artefact(out, verb="train sft", settings=settings, inputs=inputs, resumable=True) as draft:
         require_space(draft.path, needed)
-        try:
-            with _quiet():
-                result = _train(draft, out, data, base, tokenizer, config, settings, resolved)
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            raise RunError(
-                f"the disk of {out.parent} is full",
-                remedy="free some space and run the same command again: it continues from the last checkpoint",
-            ) from error
-    return result
+        with _quiet():
+            return _train(draft, out, data, base, tokenizer, config, settings, resolved)
 
 
 def model_sizes(config: PretrainedConfig, *, lora_r: int | None) -> Sizes:
@@ -159,7 +169,7 @@ def _train(
     settings: TrainSftSettings,
     resolved: Plan,
 ) -> TrainResult:
-    from gymtrl.training.checkpoints import last_sealed, step_of
+    from gymtrl.training.checkpoints import is_final, last_sealed, step_of
     from gymtrl.training.export import copy_settings, save_weights, write_card
     from gymtrl.training.progress import MetricsLog, Narrator, read_metrics
 
@@ -170,21 +180,30 @@ def _train(
     trainer = _trainer(data, base, tokenizer, settings, resolved, work)
     trainer.add_callback(log)
     trainer.add_callback(narrator)
-    before = next((entry["eval_loss"] for entry in read_metrics(metrics_file) if entry["step"] == 0), None)
-    if data.validation is not None and before is None:
-        before = trainer.evaluate()["eval_loss"]
-        log.append({"step": 0, "eval_loss": before})
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    finally:
-        narrator.close()
-    after = trainer.evaluate()["eval_loss"] if data.validation is not None else None
-    if after is not None:
-        log.append({"step": trainer.state.global_step, "eval_loss": after})
+    measured = {entry["step"]: entry["eval_loss"] for entry in read_metrics(metrics_file) if "eval_loss" in entry}
+
+    def eval_loss(step: int) -> float | None:
+        """The validation loss after a step, measured once however often the run is interrupted."""
+        if data.validation is not None and step not in measured:
+            measured[step] = trainer.evaluate()["eval_loss"]
+            log.append({"step": step, "eval_loss": measured[step]})
+        return measured.get(step)
+
+    before = eval_loss(0)
+    if checkpoint is not None and is_final(checkpoint):
+        # Asked to resume after its last step, the trainer takes one more where that step lies within an epoch.
+        trainer._load_from_checkpoint(str(checkpoint))
+        last_step = step_of(checkpoint)
+    else:
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        finally:
+            narrator.close()
+        last_step = trainer.state.global_step
+    after = eval_loss(last_step)
     lora = settings.method == "lora"
     save_weights(trainer.model, draft.path, config, lora=lora)
     copy_settings(base, draft.path / "model")
-    shutil.rmtree(work)
 
     steps = [entry for entry in read_metrics(metrics_file) if "loss" in entry]
     tenth = max(1, len(steps) // 10)
@@ -232,6 +251,7 @@ def _train(
             },
         }
     )
+    shutil.rmtree(work)  # last, since until here a kill costs no training
     return result
 
 

@@ -1,16 +1,15 @@
-"""Disk space: what a run will need, and how a full disk shows when it happens all the same."""
+"""Disk space: what a run will need, and whether it is there."""
 
 from __future__ import annotations
 
-import errno
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from gymtrl.errors import RunError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_TEXTS = ("no space left", "file too large", "disk quota exceeded", "failed writing file", "pytorchstreamwriter")
+TOKEN_BYTES = 8
+"""A token's id and label, four bytes each, in the uncompressed copy that `datasets` maps into memory."""
 
 SPARE_BYTES = 64 * 2**20
 """For logs, tokenizer files and whatever else a run writes."""
@@ -31,7 +30,7 @@ class Sizes:
     weight_bytes: int
 
 
-def bytes_needed(sizes: Sizes, *, lora: bool, data_bytes: int = 0) -> int:
+def bytes_needed(sizes: Sizes, *, lora: bool, tokens: int = 0) -> int:
     """Estimates the most that a run holds on disk at once.
 
     A checkpoint holds the trained weights and AdamW's two moments, each in float32. Three of them exist for a moment: a
@@ -40,11 +39,11 @@ def bytes_needed(sizes: Sizes, *, lora: bool, data_bytes: int = 0) -> int:
     Args:
         sizes (`Sizes`): Of the model.
         lora (`bool`): An adapter is trained.
-        data_bytes (`int`): Bytes of the dataset, of which a copy is kept during the run.
+        tokens (`int`): Tokens of the dataset, of all splits, of which a copy is kept during the run.
     """
     checkpoint = 3 * 4 * sizes.trained
     adapter = 4 * sizes.trained if lora else 0
-    return 3 * checkpoint + adapter + sizes.weights * sizes.weight_bytes + 2 * data_bytes + SPARE_BYTES
+    return 3 * checkpoint + adapter + sizes.weights * sizes.weight_bytes + TOKEN_BYTES * tokens + SPARE_BYTES
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -60,18 +59,6 @@ def require_space(folder: Path, needed: int) -> None:
             f"training needs {_size(needed)} in {folder.parent}, and {_size(free + held)} are free",
             remedy=f"free {_size(needed - free - held)}, or choose a folder on another disk with -o",
         )
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Tells whether a failure comes from a full disk; torch and safetensors say so only in words."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
-            return True
-        if any(text in str(seen).lower() for text in _FULL_TEXTS):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _size(count: int) -> str:

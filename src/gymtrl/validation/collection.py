@@ -11,7 +11,7 @@ from gymtrl.workspace.artefact import artefact
 
 
 def collect_rollouts(
-    model: Path, tasks: Path, out: Path, settings: CollectSettings, *, session: GymSession, agent: str | None = None
+    model: Path, tasks: Path, out: Path, settings: CollectSettings, *, session: GymSession
 ) -> Collection:
     """Serves a model and collects its rollouts on tasks into `out/rollouts.jsonl`, with Gym's sidecars beside it.
 
@@ -19,9 +19,8 @@ def collect_rollouts(
         model (`Path`): Folder that transformers loads.
         tasks (`Path`): Gym input rows (JSONL).
         out (`Path`): Folder to write.
-        settings (`CollectSettings`): Repeats, sampling, limits.
+        settings (`CollectSettings`): Repeats, sampling, limits, agent.
         session (`GymSession`): Where Gym runs, or will.
-        agent (`str`, *optional*): Agent for all tasks; else each task's `agent_ref`.
 
     Raises:
         UserError: Bad tasks. RunError: Gym or the endpoint failed.
@@ -29,6 +28,6 @@ def collect_rollouts(
     inputs = [model, tasks]
     with artefact(out, verb="collect", settings=settings, inputs=inputs, resumable=True) as draft:
         file = draft.path / "rollouts.jsonl"
-        collected = session.collect(model, read_tasks(tasks), file, settings, agent=agent, name="rollouts")
+        collected = session.collect(model, read_tasks(tasks), file, settings, name="rollouts")
         draft.extra |= {"rollouts": collected.collected, "failed": collected.failed}
     return collected

@@ -14,7 +14,6 @@ from gymtrl.gym.servers import RunningGym, find_running, free_port, running_gym
 from gymtrl.gym.settings import CollectSettings
 from gymtrl.serving.launch import serving
 
-POLICY = "policy"
 Progress = Callable[[str, int, int], None]
 """Receives a stage's name, how much of it is done, and how much there is (0 where nobody knows)."""
 
@@ -28,7 +27,9 @@ class GymSession:
     """A Gym that stays up while the policy behind it changes.
 
     Attributes:
+        server (`str`): Gym's resources server.
         port (`int`): Port on which the policy is served.
+        endpoint_name (`str`): Model name that the endpoint answers to.
         folder (`Path`): Receives logs.
         progress (`Progress`): Told about waiting and collecting.
     """
@@ -38,24 +39,23 @@ class GymSession:
     folder: Path
     gym_home: Path | None = None
     head: str | None = None
+    endpoint_name: str = "policy"
     progress: Progress = silent
     _stack: ExitStack = field(default_factory=ExitStack)
     _gym: Callable[[], RunningGym] | None = None
 
-    def collect(
-        self, model: Path, tasks: list[Row], out: Path, settings: CollectSettings, *, agent: str | None, name: str
-    ) -> Collection:
+    def collect(self, model: Path, tasks: list[Row], out: Path, settings: CollectSettings, *, name: str) -> Collection:
         """Serves `model` and collects its rollouts; both end when the last rollout is in.
 
         Gym is started at the first call and is up as long as the session.
         """
-        done = finished(tasks, out, settings, agent)
+        done = finished(tasks, out, settings)
         if done is not None:
             return done
         gym = self._starting()
         with serving(
             model,
-            name=POLICY,
+            name=self.endpoint_name,
             port=self.port,
             folder=self.folder,
             max_batch=settings.concurrency,
@@ -66,7 +66,6 @@ class GymSession:
                 tasks,
                 out,
                 settings,
-                agent=agent,
                 check=endpoint.check,
                 progress=lambda done, total: self.progress(name, done, total),
             )
@@ -84,7 +83,7 @@ class GymSession:
                     require_installation(self.gym_home, self.server),
                     server=self.server,
                     policy_url=f"http://127.0.0.1:{self.port}/v1",
-                    policy_name=POLICY,
+                    policy_name=self.endpoint_name,
                     folder=self.folder,
                     tick=lambda seconds: self.progress("starting Gym", int(seconds), 0),
                 )
@@ -100,6 +99,7 @@ def gym_session(
     gym_home: Path | None = None,
     head: str | None = None,
     port: int | None = None,
+    endpoint_name: str = "policy",
     progress: Progress = silent,
 ) -> Iterator[GymSession]:
     """Opens a session; at its end everything that it started is stopped.
@@ -109,13 +109,19 @@ def gym_session(
         folder (`Path`): Receives logs and Gym's configuration.
         gym_home (`Path`, *optional*): Where Gym is installed.
         head (`str`, *optional*): URL of a running Gym's head server, used instead of an own one.
-        port (`int`, *optional*): Port of the endpoint; a free one by default.
+        port (`int`, *optional*): Port of the endpoint; a free one by default. A Gym that runs already knows its own.
+        endpoint_name (`str`, *optional*, defaults to `"policy"`): Model name that the endpoint answers to.
         progress (`Progress`, *optional*): Told about waiting and collecting.
 
     Raises:
-        UserError: Gym is not installed and none runs.
+        UserError: Gym is not installed and none runs, or a running one is named without the endpoint's port.
     """
     if head is None:
         require_installation(gym_home, server)
+    elif port is None:
+        raise UserError(
+            "a running Gym asks the policy at an address of its own",
+            remedy="give --endpoint-port (of its policy_base_url) and --endpoint-name (its policy_model_name)",
+        )
     with ExitStack() as stack:
-        yield GymSession(server, port or free_port(), folder, gym_home, head, progress, stack)
+        yield GymSession(server, port or free_port(), folder, gym_home, head, endpoint_name, progress, stack)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pydantic import Field
 
+from gymtrl.comparison.settings import CompareSettings
 from gymtrl.gym.settings import CollectSettings
 
 
-class ValidateSettings(CollectSettings):
+class ValidateSettings(CollectSettings, CompareSettings):
     """Where and how the two models are tried."""
 
     baseline: str = Field(description="What to compare with: the model before training, or rollouts of it (JSONL).")
@@ -17,12 +18,11 @@ class ValidateSettings(CollectSettings):
         default=None, description="Held-out tasks (JSONL), such as the heldout_inputs.jsonl that filter wrote."
     )
     server: str = Field(default="reasoning_gym", description="Gym's resources server.")
-    agent: str | None = Field(default=None, description="Agent for all tasks; each task's own agent_ref if not given.")
-    cluster: str | None = Field(
-        default=None, description="JSON path whose value names a task's cluster, as given to filter."
-    )
     head: str | None = Field(
         default=None, description="URL of a running Gym's head server; if not given, Gym is started and stopped."
+    )
+    endpoint_name: str = Field(
+        default="policy", description="Model name that the endpoint answers to. With --head, its policy_model_name."
     )
     endpoint_port: int | None = Field(
         default=None,

@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 
 from gymtrl.comparison.compare import Comparison, compare_files
+from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
 from gymtrl.validation.session import GymSession, Progress, gym_session, silent
 from gymtrl.validation.settings import ValidateSettings
-from gymtrl.workspace.artefact import artefact
+from gymtrl.workspace.artefact import Draft, artefact
 
 
 def model_folder(path: Path) -> Path:
@@ -46,6 +47,20 @@ def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
 def read_comparison(folder: Path) -> Comparison:
     """Reads the comparison that a validation wrote."""
     return msgspec.json.decode((folder / "comparison.json").read_bytes(), type=Comparison)
+
+
+def compare_rollouts(before: Path, after: Path, settings: CompareSettings, *, out: Path | None = None) -> Comparison:
+    """Compares two collections of the same tasks, and keeps the result in `out` where that is given.
+
+    Raises:
+        UserError: See `gymtrl.comparison.compare.compare_files`.
+    """
+    if out is None:
+        return compare_files([before], [after], cluster=settings.cluster)
+    with artefact(out, verb="compare", settings=settings, inputs=[before, after]) as draft:
+        comparison = compare_files([before], [after], cluster=settings.cluster)
+        _write_comparison(comparison, draft)
+    return comparison
 
 
 def validate(
@@ -84,22 +99,23 @@ def validate(
                     gym_home=settings.gym_home,
                     head=settings.head,
                     port=settings.endpoint_port,
+                    endpoint_name=settings.endpoint_name,
                     progress=progress,
                 )
             )
+        failed_before = None
         if before.is_dir():
             before_model, before = before, draft.path / "before" / "rollouts.jsonl"
-            session.collect(before_model, tasks, before, settings, agent=settings.agent, name="before")
+            failed_before = session.collect(before_model, tasks, before, settings, name="before").failed
         after = draft.path / "after" / "rollouts.jsonl"
-        collected = session.collect(after_model, tasks, after, settings, agent=settings.agent, name="after")
+        collected = session.collect(after_model, tasks, after, settings, name="after")
         comparison = compare_files([before], [after], cluster=settings.cluster)
-        encoded = msgspec.json.format(msgspec.json.encode(comparison), indent=2)
-        (draft.path / "comparison.json").write_bytes(encoded)
-        draft.extra |= {
-            "verdict": comparison.verdict,
-            "outcome": comparison.outcome,
-            "tasks": len(tasks),
-            "rollouts_after": collected.collected,
-            "failed_after": collected.failed,
-        }
+        _write_comparison(comparison, draft)
+        draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
     return comparison
+
+
+def _write_comparison(comparison: Comparison, draft: Draft) -> None:
+    encoded = msgspec.json.format(msgspec.json.encode(comparison), indent=2)
+    (draft.path / "comparison.json").write_bytes(encoded + b"\n")
+    draft.extra |= {"verdict": comparison.verdict, "outcome": comparison.outcome}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -24,11 +25,14 @@ import msgspec
 from pydantic import BaseModel
 
 from gymtrl import __version__
-from gymtrl.errors import RunError, UserError
+from gymtrl.errors import GymtrlError, RunError, UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _IDENTITY = ".identity.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = ("no space left", "file too large", "disk quota exceeded", "failed writing file", "pytorchstreamwriter")
+_LOG = logging.getLogger(__name__)
 _PACKAGES = ("trl", "transformers", "datasets", "peft", "accelerate", "torch", "polars", "msgspec", "numpy", "scipy")
 
 
@@ -119,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except msgspec.MsgspecError as error:
         message = f"{path}: not a manifest of gymtrl: {error}"
-        raise UserError(message, remedy="run the stage that wrote it again") from None
+        raise UserError(message, remedy="remove the folder, or choose another one") from None
     if manifest.schema_version > SCHEMA_VERSION:
         raise UserError(
             f"{path}: schema version {manifest.schema_version}, this gymtrl reads up to {SCHEMA_VERSION}",
@@ -136,9 +140,11 @@ def up_to_date(out: Path, *, verb: str, settings: BaseModel, inputs: Sequence[Pa
     if not (out / MANIFEST).is_file():
         return None
     manifest = read_manifest(out)
-    same = (manifest.verb, manifest.settings, manifest.inputs, manifest.versions.get("gymtrl")) == (
+    deciding = _deciding(settings)
+    used = {name: value for name, value in manifest.settings.items() if name in deciding}
+    same = (manifest.verb, used, manifest.inputs, manifest.versions.get("gymtrl")) == (
         verb,
-        settings.model_dump(mode="json"),
+        deciding,
         _hashes(inputs),
         __version__,
     )
@@ -159,18 +165,23 @@ def artefact(
         resumable (`bool`, *optional*, defaults to `False`): Keep what was written when the block fails, and hand it to
             the next call with the same verb, settings and inputs.
 
+    A setting whose field says `json_schema_extra={"changes_result": False}`, such as a time-out, may differ between the
+    interrupted run and the next.
+
     Raises:
-        UserError: `out` holds something else, or another process is writing it.
+        UserError: `out` holds something else or one of the inputs, or another process is writing it.
         RunError: The disk is full or not writable.
     """
-    _refuse_foreign(out)
+    _refuse_foreign(out, verb, inputs)
     partial = out.parent / f".{out.name}.partial"
     started = _now()
     hashes = _hashes(inputs)
-    identity = msgspec.json.encode({"verb": verb, "settings": settings.model_dump(mode="json"), "inputs": hashes})
+    identity = msgspec.json.encode({"verb": verb, "settings": _deciding(settings), "inputs": hashes})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         resumed = resumable and _same_identity(partial, identity)
+        if resumable and not resumed and partial.exists():
+            _LOG.warning("what an interrupted run left for %s was made with other inputs or settings: discarded", out)
         with _exclusive(partial, keep=resumed):
             (partial / _IDENTITY).write_bytes(identity)
             draft = Draft(partial, resumed=resumed)
@@ -191,16 +202,31 @@ def artefact(
                 ended=_now(),
                 extra=draft.extra,
             )
-            (partial / _IDENTITY).unlink()
             (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
             _put_in_place(partial, out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
-            raise
-        raise RunError(
-            f"cannot write {out}: {error.strerror}",
-            remedy="free some disk space, or choose another folder with -o",
-        ) from error
+            # Last, so that a failure on the way leaves a folder that the next run goes on with.
+            (out / _IDENTITY).unlink()
+    except GymtrlError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise RunError(
+                f"the disk is full: cannot write {out}: {error}",
+                remedy="free some disk space, or choose a folder on another disk with -o",
+            ) from error
+        raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tells whether a failure comes from a full disk; torch and safetensors say so only in words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return True
+        if any(text in str(seen).lower() for text in _FULL_TEXTS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def versions() -> dict[str, str]:
@@ -224,11 +250,26 @@ def _hashes(inputs: Sequence[Path]) -> list[InputHash]:
     return hashes
 
 
-def _refuse_foreign(out: Path) -> None:
-    if out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).is_file()):
+def _refuse_foreign(out: Path, verb: str, inputs: Sequence[Path]) -> None:
+    another = "choose another folder with -o"
+    if not out.name or out.name == "..":
+        raise UserError(f"'{out}' is no name for a folder to write", remedy=another)
+    if any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
+        raise UserError(f"{out} holds what '{verb}' reads", remedy=another)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if out.exists():
-        raise UserError(f"{out} exists and was not written by gymtrl", remedy="choose another folder with -o")
+    if not (out / MANIFEST).is_file():
+        raise UserError(f"{out} exists and was not written by gymtrl", remedy=another)
+    if (found := read_manifest(out).verb) != verb:
+        raise UserError(f"{out} holds what '{found}' wrote, not '{verb}'", remedy=another)
+
+
+def _deciding(settings: BaseModel) -> dict[str, Any]:
+    """The settings that decide the result."""
+    fields = type(settings).model_fields
+    extras = {name: field.json_schema_extra for name, field in fields.items()}
+    idle = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("changes_result") is False}
+    return settings.model_dump(mode="json", exclude=idle)
 
 
 def _same_identity(partial: Path, identity: bytes) -> bool:

@@ -52,13 +52,17 @@ def resolve(
     values: dict[str, Any] = {}
     origins = {name: _default_origin(model, name) for name in model.model_fields}
     if recipe is not None:
-        for key, value in recipe_section(recipe, section).items():
+        for name, value in recipe_section(recipe, section).items():
+            key = str(name)
             _known(key, model.model_fields, f"{recipe}: section '{section}'")
             values[key], origins[key] = value, f"recipe {recipe}"
     for key, value in _pairs(sets):
         head, _, rest = key.partition(".")
         _known(head, model.model_fields, "--set")
-        values[head] = {**(values.get(head) or {}), rest: value} if rest else value
+        below = values.get(head) or {}
+        if rest and not isinstance(below, dict):
+            raise UserError(f"--set {key}: {head} is no mapping but {below!r}", remedy=f"see {origins[head]}")
+        values[head] = {**below, rest: value} if rest else value
         origins[head] = "flag --set"
     for key, value in (flags or {}).items():
         if value is not None:
@@ -77,8 +81,8 @@ def recipe_section(recipe: Path, section: str) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{recipe} does not exist", remedy="give the path of a recipe (YAML)") from None
+    except OSError as error:
+        raise UserError(f"{recipe}: {error.strerror}", remedy="give the path of a recipe (YAML)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{recipe}: not YAML: {error}", remedy="mend the line that it names") from None
     if content is None:

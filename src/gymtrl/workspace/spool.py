@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,5 +17,5 @@ def spooled(inputs: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _spooled(folder: Path) -> Path:
-    draft = spool(sys.stdin.buffer, folder / ".stdin.partial")
+    draft = spool(sys.stdin.buffer, folder / f".stdin.{os.getpid()}.partial")
     return draft.rename(folder / f"stdin-{sha256_of(draft)[:16]}-rollouts.jsonl")

@@ -120,7 +120,7 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PretrainedCon
 
 
 def _load(auto: Any, model: str, what: str, trust_remote_code: bool) -> Any:
-    _require_folder(model)
+    local_folder(model)
     try:
         return auto.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -132,14 +132,22 @@ def _load(auto: Any, model: str, what: str, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def _require_folder(model: str) -> None:
+def local_folder(model: str) -> Path | None:
+    """Returns the folder that `model` names, `None` for a hub id.
+
+    Raises:
+        UserError: It can only be a path, and there is no such folder.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
     # A name that can only be a path must fail at once: asking the hub for it would wait for a network that may be
     # absent.
-    path_like = model.startswith(("/", ".", "~")) or model.count("/") > 1 or model.endswith("/")
-    if path_like and not Path(model).is_dir():
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1 or model.endswith("/"):
         raise UserError(
             f"the model folder {model} does not exist", remedy="check the path, or give a hub id such as org/name"
         )
+    return None
 
 
 def _sha256(text: str) -> str:

@@ -1,0 +1,62 @@
+"""Imports point one way, and light rooms stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "gymtrl"
+LEAVES = {"errors", "home", "processes", "text"}
+ALLOWED = {
+    "rollouts": set(),
+    "workspace": {"rollouts"},
+    "models": set(),
+    "serving": set(),
+    "gym": set(),
+    "selection": {"rollouts", "workspace"},
+    "comparison": {"rollouts"},
+    "formats": {"rollouts", "models", "workspace"},
+    "training": {"models", "workspace"},
+    "validation": {"gym", "serving", "comparison", "workspace"},
+    "reports": {"rollouts", "comparison", "workspace"},
+}
+ON_TOP = {"demo", "cli"}
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("gymtrl.")}
+    return found
+
+
+def test_every_room_is_known() -> None:
+    rooms = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert rooms == ALLOWED.keys() | ON_TOP
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_imports_point_one_way(room: str) -> None:
+    used = set().union(*(imported(file) for file in (SOURCE / room).rglob("*.py")))
+    assert used <= ALLOWED[room] | LEAVES | {room}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["gymtrl", "gymtrl.rollouts.reader", "gymtrl.selection.filter", "gymtrl.comparison.compare", "gymtrl.cli.main"],
+)
+def test_light_rooms_start_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'datasets')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_public_names_resolve() -> None:
+    import gymtrl
+
+    assert all(getattr(gymtrl, name) is not None for name in gymtrl.__all__)
