@@ -149,10 +149,15 @@ def test_a_running_gym_needs_the_endpoints_port(tmp_path: Path) -> None:
 
 
 def test_a_collection_without_a_rollout_is_no_success(tmp_path: Path) -> None:
+    settings = CollectSettings(repeats=1)
     out = tmp_path / "rollouts.jsonl"
-    for name in ("rollouts.jsonl", "rollouts_failures.jsonl"):
-        (tmp_path / name).touch()
-    assert finished([TASK], out, CollectSettings(repeats=1)) is None
+    out.touch()
+    (row,) = materialize([TASK], settings)
+    (tmp_path / "rollouts_materialized_inputs.jsonl").write_bytes(msgspec.json.encode(row) + b"\n")
+    failure = {"_ng_task_index": 0, "_ng_rollout_index": 0, "_ng_failure_class": "http_500"}
+    (tmp_path / "rollouts_failures.jsonl").write_text(f"{json.dumps(failure)}\n" * 3)
+    # What failed before is to be tried again, not to be taken as done.
+    assert finished([TASK], out, settings) is None
 
 
 def test_ports_are_free_and_out_of_the_way() -> None:
