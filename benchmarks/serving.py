@@ -21,8 +21,9 @@ import torch
 import transformers
 
 from gymtrl.serving.chat import prompt_ids
-from gymtrl.serving.engine import Engine, GenerationRequest
+from gymtrl.serving.engine import Engine
 from gymtrl.serving.prefixes import common_prefix
+from gymtrl.serving.request import GenerationRequest
 from gymtrl.serving.sampling import Sampling
 from gymtrl.serving.server import load_model
 

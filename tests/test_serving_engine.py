@@ -33,8 +33,9 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.serving import engine as engine_module
 from gymtrl.serving.batch import forward_rows
 from gymtrl.serving.cache import SlotCache, SlotLayer
-from gymtrl.serving.engine import Engine, GenerationRequest, GenerationResult, _free_bytes, _token_bytes
+from gymtrl.serving.engine import Engine, _free_bytes, _token_bytes
 from gymtrl.serving.prefixes import MIN_SHARED_TOKENS, PrefixStore, shared_prefixes
+from gymtrl.serving.request import GenerationRequest, GenerationResult
 from gymtrl.serving.sampling import Sampling, choose
 from gymtrl.serving.suitability import check_slots, refuse_unsuitable
 

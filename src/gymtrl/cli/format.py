@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -29,14 +30,21 @@ def sft(
     """Make a dataset for supervised fine-tuning: exactly the tokens that the policy produced carry loss."""
     from gymtrl.cli.run import run_stage
     from gymtrl.formats.sft import format_inputs, format_sft
+    from gymtrl.reports.progress import watch
 
     folder = out or default_out([source], "sft")
+
+    def work() -> None:
+        rows = count(1)
+        with watch() as progress:
+            format_sft(source, folder, stage.settings, on_row=lambda: progress("rows", next(rows), 0))
+
     run_stage(
         folder,
         verb="format sft",
         settings=stage.settings,
         inputs=format_inputs(source, stage.settings),
-        work=lambda: format_sft(source, folder, stage.settings),
+        work=work,
         as_json=stage.json,
     )
     if show:

@@ -14,8 +14,7 @@ _LINE_SECONDS = 15.0
 
 @contextmanager
 def watch(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function of (name, done, total) that shows progress on standard error; total 0 means unknown, and `done`
-    then counts seconds."""
+    """Yields a function of (name, done, total) that shows progress; total 0 means that nobody knows it."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _lines(console)
@@ -26,6 +25,8 @@ def watch(console: Console | None = None) -> Iterator[Callable[[str, int, int], 
 
         def show(name: str, done: int, total: int) -> None:
             if name not in tasks:
+                for earlier in tasks.values():
+                    progress.update(earlier, visible=False)
                 tasks[name] = progress.add_task(name, total=total or None)
             progress.update(tasks[name], completed=done, total=total or None)
 
@@ -42,6 +43,6 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
         if total and done == total and shown.get(name) == -1:
             return
         shown[name] = -1 if total and done == total else now
-        console.print(f"  {name}: {done} of {total}" if total else f"  {name}: {done} s", highlight=False)
+        console.print(f"  {name}: {done} of {total}" if total else f"  {name}: {done}", highlight=False)
 
     return show

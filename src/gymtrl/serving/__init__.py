@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gymtrl.serving.app import create_app
-    from gymtrl.serving.engine import Engine, GenerationRequest, GenerationResult
+    from gymtrl.serving.engine import Engine
+    from gymtrl.serving.request import GenerationRequest, GenerationResult
     from gymtrl.serving.sampling import Sampling
     from gymtrl.serving.server import load_model, serve
 
@@ -26,8 +27,8 @@ __all__ = [
 
 _HOMES = {
     "Engine": "engine",
-    "GenerationRequest": "engine",
-    "GenerationResult": "engine",
+    "GenerationRequest": "request",
+    "GenerationResult": "request",
     "Sampling": "sampling",
     "create_app": "app",
     "load_model": "server",

@@ -16,7 +16,8 @@ from starlette.routing import Route
 
 from gymtrl.errors import GymtrlError, RunError, UserError
 from gymtrl.serving.chat import parse_tool_calls, prompt_ids
-from gymtrl.serving.engine import Engine, GenerationRequest, GenerationResult, decode
+from gymtrl.serving.engine import Engine, decode
+from gymtrl.serving.request import GenerationRequest, GenerationResult
 from gymtrl.serving.sampling import Sampling
 from gymtrl.serving.schema import BadRequest, ChatMessage, ChatRequest, TokenizeRequest, Tool, parse
 

@@ -17,7 +17,6 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +25,9 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.serving.batch import forward_rows
 from gymtrl.serving.cache import SlotCache
 from gymtrl.serving.prefixes import PrefixStore, Tokens, shared_prefixes
-from gymtrl.serving.sampling import Sampling, choose
+from gymtrl.serving.request import GenerationRequest, GenerationResult
+from gymtrl.serving.sampling import choose
 from gymtrl.serving.suitability import check_slots
-
-DEFAULT_SAMPLING = Sampling()
 
 GATHER_SECONDS = 0.005
 """An idle engine waits this long after a request for the others of its group."""
@@ -39,44 +37,6 @@ PREFIX_BYTES = 512 * 2**20
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """Where a container finds how much of the machine's memory is its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """What to generate.
-
-    Args:
-        prompt_ids (`tuple[int, ...]`): Token ids of the rendered prompt, at least one.
-        max_new_tokens (`int`): Tokens to generate at most, at least 1.
-        sampling (`Sampling`, *optional*): How tokens are chosen.
-        seed (`int`, *optional*): Makes sampling repeatable; without one every request is a fresh draw.
-        stop (`tuple[str, ...]`, *optional*): Texts that end generation when they appear.
-    """
-
-    prompt_ids: Tokens
-    max_new_tokens: int
-    sampling: Sampling = DEFAULT_SAMPLING
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationResult:
-    """What was generated.
-
-    Args:
-        token_ids (`tuple[int, ...]`): Generated ids, the end-of-sequence token included when there was one.
-        log_probs (`tuple[float, ...]`): Natural log-probability of each, see `gymtrl.serving.sampling.choose`.
-        finish_reason (`"stop"` or `"length"`): End of sequence or stop text, or the token limit.
-        ended (`bool`): Whether the last token is an end-of-sequence token, which is no part of the text.
-        cached_tokens (`int`): Prompt tokens that were copied instead of computed for this request.
-    """
-
-    token_ids: Tokens
-    log_probs: tuple[float, ...]
-    finish_reason: Literal["stop", "length"]
-    ended: bool
-    cached_tokens: int
 
 
 @dataclass(slots=True, eq=False)

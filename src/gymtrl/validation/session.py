@@ -59,7 +59,7 @@ class GymSession:
             port=self.port,
             folder=self.folder,
             max_batch=settings.concurrency,
-            tick=lambda seconds: self.progress("loading the model", int(seconds), 0),
+            tick=lambda seconds: self.progress("loading the model, seconds", int(seconds), 0),
         ) as endpoint:
             return collect(
                 gym(),
@@ -85,7 +85,7 @@ class GymSession:
                     policy_url=f"http://127.0.0.1:{self.port}/v1",
                     policy_name=self.endpoint_name,
                     folder=self.folder,
-                    tick=lambda seconds: self.progress("starting Gym", int(seconds), 0),
+                    tick=lambda seconds: self.progress("starting Gym, seconds", int(seconds), 0),
                 )
             )
         return self._gym
