@@ -6,6 +6,7 @@ so every reply is known beforehand.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -343,8 +344,7 @@ def test_surrogates_and_depth_are_the_requests_fault(client: httpx.Client, path:
     assert client.post(path, content=body).status_code == 400
 
 
-@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', "[" * 900 + "]" * 900], ids=["surrogate", "depth"])
-def test_arguments_that_cannot_be_shown(arguments: str) -> None:
+def render_call(arguments: str) -> None:
     words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
     tokenizer.chat_template = (
@@ -352,8 +352,19 @@ def test_arguments_that_cannot_be_shown(arguments: str) -> None:
         "{% endfor %}{% endfor %}"
     )
     call = {"function": {"name": "add", "arguments": arguments}}
+    prompt_ids(tokenizer, [{"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+def test_arguments_that_no_text_can_hold() -> None:
     with pytest.raises(UserError, match="template fails"):
-        prompt_ids(tokenizer, [{"role": "assistant", "content": "", "tool_calls": [call]}])
+        render_call('{"a": "\\ud800"}')
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_deep_arguments_are_shown_or_refused(depth: int) -> None:
+    # How deep a template can go depends on the version of Python; it is never a crash.
+    with contextlib.suppress(UserError):
+        render_call("[" * depth + "]" * depth)
 
 
 def test_large_bodies(client: httpx.Client) -> None:
