@@ -7,6 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 SEED ?= 0
+SMALL_MODEL = $(GYMTRL_HOME)/models/SmolLM2-135M-Instruct
 export GYMTRL_HOME ?= $(CURDIR)/.gymtrl
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
@@ -31,7 +32,8 @@ test: setup
 	$(BIN)/pytest
 
 benchmark: setup
-	$(BIN)/python benchmarks/serving.py
+	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
+	$(BIN)/python benchmarks/serving.py $(SMALL_MODEL)
 
 clean:
 	rm -rf .venv-* .gymtrl runs/demo-*
