@@ -127,6 +127,7 @@ def _rollout(
         flags=tuple(sorted(flags)),
         recorded=conversation.recorded,
         sampling=_sampling(row["responses_create_params"]),
+        reward_components=_components(row.get("reward_components")),
     )
 
 
@@ -212,6 +213,11 @@ def _number(value: Any) -> float | None:
 def _reward(value: Any) -> tuple[float | None, bool]:
     """The reward, and whether there is something that is none."""
     return (to_float(value), False) if isinstance(value, bool | int | float) else (None, value is not None)
+
+
+def _components(value: Any) -> dict[str, float]:
+    parts = value.items() if isinstance(value, dict) else ()
+    return {to_utf8(name): to_float(part) for name, part in parts if isinstance(part, bool | int | float)}
 
 
 def _name(value: Any) -> str | None:

@@ -36,6 +36,11 @@ def unfit(rollout: Rollout, *, keep_truncated: bool = False) -> str:
         return "masked"
     if rollout.truncated and not keep_truncated:
         return "truncated"
+    return fault(rollout)
+
+
+def fault(rollout: Rollout) -> str:
+    """What is wrong with a completion as such: `ends_in_reasoning`, `unbalanced_think` or `""`."""
     last = next(message for message in reversed(rollout.completion) if message.role == "assistant")
     if not last.tool_calls and not last.content.rpartition("</think>")[2].strip():
         return "ends_in_reasoning"

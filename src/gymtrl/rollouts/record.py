@@ -112,6 +112,7 @@ class Rollout(msgspec.Struct, frozen=True):
             messages of a simulated user.
         tools (`tuple[dict[str, Any], ...]`): Declared tools as `{"type": "function", "function": {...}}`.
         reward (`float`, *optional*): `None` where the row has none; may be non-finite.
+        reward_components (`dict[str, float]`): Parts of the reward by name, where the environment tells them.
         task_key (`str`): SHA-256 (hex) over environment or agent, prompt and tools; the same in every run.
         input_key (`str`, *optional*): SHA-256 (hex) over the task's input row, where a sidecar gives it.
         cluster_key (`str`): What a split must not tear apart: `input_key`, else `task_key`, unless the user names one.
@@ -152,6 +153,7 @@ class Rollout(msgspec.Struct, frozen=True):
     flags: tuple[str, ...]
     recorded: tuple[RecordedTurn, ...]
     sampling: Sampling = Sampling()
+    reward_components: dict[str, float] = {}
 
 
 class Line(msgspec.Struct, frozen=True):
