@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gymtrl.rollouts.items import Refused
-from gymtrl.rollouts.messages import Conversation, read_conversation, rebuild_items
+from gymtrl.rollouts.loose import loose_items, refuse_surrogates
+from gymtrl.rollouts.messages import Conversation, read_items, rebuild_items
 from gymtrl.rollouts.reader import read_lines
 
 QUESTION = [{"role": "user", "content": "What is 6 x 7?"}]
@@ -32,7 +33,9 @@ def answer(call_id: str, output: Any = "done") -> dict[str, Any]:
 
 
 def chat(output: Any, given: Any = QUESTION, **request: Any) -> Conversation:
-    return read_conversation({"input": given, **request}, {"output": output})
+    read = read_items(*loose_items({"input": given, **request}, {"output": output}))
+    refuse_surrogates(read)
+    return read
 
 
 def refusal(output: Any, given: Any = QUESTION, **request: Any) -> str:

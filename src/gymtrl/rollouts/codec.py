@@ -15,6 +15,7 @@ MAX_DEPTH = 100
 TOO_DEEP = "nested too deeply"
 
 _strict = msgspec.json.Decoder()
+_sorted = msgspec.json.Encoder(order="sorted")
 
 
 def decode_json(data: bytes) -> Any:
@@ -47,8 +48,11 @@ def canonical_json(value: Any) -> bytes:
 
     Lone surrogates are kept (as WTF-8), so that every value which was read has a form.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass")
+    try:
+        return _sorted.encode(value)
+    except (UnicodeEncodeError, OverflowError, RecursionError):
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text.encode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:

@@ -1,28 +1,32 @@
-"""One decoded row → its verdict and, where it is a conversation, its record."""
+"""One line's bytes → its verdict and, where it is a conversation, its record."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from .codec import TOO_DEEP, is_deep, to_float, to_utf8
-from .items import Refused
+import msgspec
+
+from .codec import TOO_DEEP, decode_json, to_float, to_utf8
+from .items import Refused, is_regular
 from .keys import named_cluster, task_key
-from .messages import Conversation, read_conversation
-from .record import Line, Message, Origin, Rollout, Sampling
+from .loose import flat_output, has_audio, loose_items, refuse_surrogates
+from .messages import Conversation, prompt_head, read_items
+from .record import Line, Origin, Rollout, Sampling
 from .sidecars import Sidecar
+from .source import Facts, Item, Request, Response, Row, decode_row, pick
+from .tools import NO_TOOLS, Tools, decode_tools, read_tools
 
 # By how much the counted prompt tokens may exceed the characters that the row shows: chat templates and default system
 # prompts add a few hundred at most, and a token is rarely less than a character.
 HIDDEN_CONTEXT_TOKENS = 500
 
 
-def convert(row: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
-    """Gives a decoded row its verdict.
+def judge(data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
+    """Gives a line its verdict: a strict look that most rollouts pass, then a lenient one that names what is odd.
 
     Args:
-        row: The decoded JSON value.
+        data (`bytes`): The line.
         origin (`Origin`): Where it stands.
         sidecar (`Sidecar`): Input rows of the run.
         cluster (`str`, *optional*): Dotted path to what a split must not tear apart.
@@ -30,22 +34,83 @@ def convert(row: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> 
     Returns:
         `Line`: With the rollout for `ok` and `context`.
     """
-    if not isinstance(row, dict):
-        return Line(origin, "reject", "not_object", f"a JSON {_json_type(row)}, not an object")
-    kind = _kind(row)
+    row = decode_row(data)
+    if row is not None:
+        line = _first_look(row, data, origin, sidecar, cluster)
+        if line is not None:
+            return line
+    try:
+        value = decode_json(data)
+    except ValueError as error:
+        return Line(origin, "reject", "malformed_json", str(error)[:200])
+    try:
+        line = _second_look(value, origin, sidecar, cluster)
+    except RecursionError:  # what could just be decoded may still be too deep to be walked through
+        return Line(origin, "reject", "malformed_json", TOO_DEEP)
+    return msgspec.structs.replace(line, detail=to_utf8(line.detail)) if line.detail else line
+
+
+class _Chat(NamedTuple):
+    """A conversation with what is known of its surroundings."""
+
+    conversation: Conversation
+    request: Request
+    response: Response
+    offered: Tools  # the request's
+    echoed: Tools  # the response's
+    visible: int  # characters of the prompt and its tools as JSON, or fewer
+
+    @property
+    def tools(self) -> Tools:
+        return self.echoed if self.offered is NO_TOOLS else self.offered
+
+
+def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line | None:
+    """The verdict on a row of the usual shape, `None` where it needs a second look."""
+    request, response = row.responses_create_params, row.response
+    if not isinstance(request, Request) or not isinstance(response, Response) or row._ng_failure_class is not None:
+        return None
+    asked, output = _asked(request), response.output
+    if not output or not is_regular(asked) or not is_regular(output) or has_audio(request.metadata):
+        return None
+    try:
+        conversation = read_items(asked, output)
+        offered, echoed = decode_tools(bytes(request.tools)), decode_tools(bytes(response.tools))
+    except Refused as refused:
+        return Line(origin, "reject", refused.reason, refused.detail)
+    text = sum(len(message.content) for message in conversation.prompt)
+    chat = _Chat(conversation, request, response, offered, echoed, text)
+    if _hides_context(chat):
+        return None  # whether it does takes the items as they are written
+    return _line(row, chat, decode_json(data) if cluster else None, origin, sidecar, cluster)
+
+
+def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
+    if not isinstance(value, dict):
+        return Line(origin, "reject", "not_object", f"a JSON {_json_type(value)}, not an object")
+    kind = _kind(value)
     if kind in ("materialized_input", "reward_profile"):
         return Line(origin, "skip", kind, "a row of a file that Gym writes beside the rollouts")
     if kind:
-        return Line(origin, "reject", kind, _KIND_DETAIL[kind].format(keys=", ".join(list(map(str, row))[:5])))
-    request, response = row["responses_create_params"], row["response"]
+        return Line(origin, "reject", kind, _KIND_DETAIL[kind].format(keys=", ".join(list(map(str, value))[:5])))
+    request, response = value["responses_create_params"], value["response"]
     try:
-        conversation = read_conversation(request, response)
-        tools, tool_flags = _tools(request, response)
+        asked, output = loose_items(request, response)
+        conversation = read_items(asked, output)
+        refuse_surrogates(conversation)
+        offered, echoed = read_tools(request.get("tools")), read_tools(response.get("tools"))
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
-    rollout = _rollout(row, origin, conversation, tools, tool_flags, sidecar, cluster)
-    reason, detail = _context(conversation, tools, request, response, rollout)
-    return Line(origin, "context" if reason else "ok", reason, detail, rollout)
+    head = flat_output(response["output"])[: prompt_head(output)]
+    chat = _Chat(
+        conversation,
+        pick(Request, request, "temperature", "top_p", "max_output_tokens"),
+        pick(Response, response, "usage", "status", "incomplete_details", "model"),
+        offered,
+        echoed,
+        _visible(request, head),
+    )
+    return _line(pick(Facts, value, *Facts.__struct_fields__), chat, value, origin, sidecar, cluster)
 
 
 _KIND_DETAIL = {
@@ -72,147 +137,104 @@ def _kind(row: dict[str, Any]) -> str:
     return "custom_record"
 
 
-def _rollout(
-    row: dict[str, Any],
-    origin: Origin,
-    conversation: Conversation,
-    tools: tuple[dict[str, Any], ...],
-    tool_flags: frozenset[str],
-    sidecar: Sidecar,
-    cluster: str | None,
-) -> Rollout:
-    response = row["response"]
-    flags = set(conversation.flags | tool_flags)
-    if "token_ids" in flags and not conversation.recorded:
-        flags.add("token_ids_partial")
-    flags.discard("token_ids")
-    agent = _name(row.get("agent_ref"))
-    environment = _name(row.get("_ng_environment_server"))
-    task_index, rollout_index = _integer(row.get("_ng_task_index")), _integer(row.get("_ng_rollout_index"))
+def _asked(request: Request) -> list[Item]:
+    items: list[Item] = []
+    if isinstance(request.instructions, str) and request.instructions:
+        items.append(Item("message", "system", request.instructions))
+    if isinstance(request.input, str):
+        items.append(Item("message", "user", request.input))
+    elif request.input is not None:
+        items += request.input
+    return items
+
+
+def _line(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
+    rollout = _rollout(facts, chat, value, origin, sidecar, cluster)
+    if rollout.n_tool_calls or any(message.tool_calls for message in rollout.prompt):
+        messages = (*rollout.prompt, *rollout.completion)
+        called = {call.name for message in messages for call in message.tool_calls}
+        undeclared = sorted(called - chat.offered.names - chat.echoed.names)
+        if undeclared:
+            detail = f"calls of tools that no list declares: {', '.join(undeclared[:5])}"
+            return Line(origin, "context", "tools_undeclared", detail, rollout)
+    if _hides_context(chat):
+        detail = f"{rollout.input_tokens} prompt tokens were counted, the row shows {chat.visible} characters"
+        return Line(origin, "context", "hidden_context", detail, rollout)
+    return Line(origin, "ok", rollout=rollout)
+
+
+def _rollout(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Rollout:
+    conversation, request, response, tools = chat.conversation, chat.request, chat.response, chat.tools
+    flags = conversation.flags
+    if not tools.all_functions:
+        flags.add("tool_not_function")
+    agent, environment = _name(facts.agent_ref), _name(facts._ng_environment_server)
+    task_index, rollout_index = _integer(facts._ng_task_index), _integer(facts._ng_rollout_index)
     asked = sidecar.find(task_index, rollout_index)
-    task = task_key(environment or agent, conversation.prompt, tools)
+    task = task_key(environment or agent, conversation.prompt, tools.canonical)
     input_key = asked.input_key if asked else None
     cluster_key = input_key or task
     if cluster is not None:
-        named = named_cluster(cluster, row, None)
-        if named is None and asked is not None:
-            named = asked.cluster_key
+        named = named_cluster(cluster, value, None) or (asked.cluster_key if asked else None)
         if named is None:
             flags.add("cluster_missing")
         cluster_key = named or cluster_key
-    reward, odd_reward = _reward(row.get("reward"))
-    if odd_reward:
+    reward = facts.reward
+    if isinstance(reward, bool | int | float):
+        reward = to_float(reward)
+    elif reward is not None:
+        reward = None
         flags.add("reward_not_a_number")
-    usage = response.get("usage") if isinstance(response.get("usage"), dict) else {}
+    usage = response.usage if isinstance(response.usage, dict) else {}
+    said = [message for message in conversation.completion if message.role == "assistant"]
     return Rollout(
         origin=origin,
         prompt=conversation.prompt,
         completion=conversation.completion,
-        tools=tools,
+        tools=tools.functions,
         reward=reward,
         task_key=task,
         input_key=input_key,
         cluster_key=cluster_key,
         agent=agent,
         environment=environment,
-        model=_name(response.get("model")),
+        model=_name(response.model),
         task_index=task_index,
         rollout_index=rollout_index,
-        turns=sum(message.role == "assistant" for message in conversation.completion),
-        n_tool_calls=sum(len(message.tool_calls) for message in conversation.completion),
-        truncated=response.get("status") == "incomplete" or bool(response.get("incomplete_details")),
-        masked=row.get("mask_sample") is True,
+        turns=len(said),
+        n_tool_calls=sum([len(message.tool_calls) for message in said]),
+        truncated=response.status == "incomplete" or bool(response.incomplete_details),
+        masked=facts.mask_sample is True,
         input_tokens=_integer(usage.get("input_tokens")),
         output_tokens=_integer(usage.get("output_tokens")),
-        flags=tuple(sorted(flags)),
+        flags=tuple(sorted(flags)) if flags else (),
         recorded=conversation.recorded,
-        sampling=_sampling(row["responses_create_params"]),
-        reward_components=_components(row.get("reward_components")),
+        sampling=Sampling(_number(request.temperature), _number(request.top_p), _integer(request.max_output_tokens)),
+        reward_components=_components(facts.reward_components),
     )
 
 
-def _tools(request: dict[str, Any], response: dict[str, Any]) -> tuple[tuple[dict[str, Any], ...], frozenset[str]]:
-    """Declared tools as chat templates take them; others than functions are flagged, since no template shows them."""
-    declared = request.get("tools") or response.get("tools") or []
-    tools = []
-    flags = set()
-    for tool in declared if isinstance(declared, list) else []:
-        inner = tool.get("function") if isinstance(tool, dict) else None
-        function = inner if isinstance(inner, dict) else tool
-        if (
-            not isinstance(function, dict)
-            or tool.get("type", "function") != "function"
-            or not isinstance(function.get("name"), str)
-        ):
-            flags.add("tool_not_function")
-            continue
-        fields = ("name", "description", "parameters")
-        kept = {field: function[field] for field in fields if function.get(field) is not None}
-        tools.append({"type": "function", "function": kept})
-    if is_deep(tools):
-        raise Refused("malformed_json", TOO_DEEP)
-    try:
-        json.dumps(tools, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        raise Refused("roundtrip_mismatch", "a lone surrogate in a tool, which no UTF-8 text can hold") from None
-    except ValueError:
-        raise Refused("roundtrip_mismatch", "NaN or infinity in a tool, which no JSON can hold") from None
-    return tuple(tools), frozenset(flags)
+def _hides_context(chat: _Chat) -> bool:
+    """Whether more prompt tokens were counted than what is visible can have."""
+    usage = chat.response.usage
+    counted = _integer(usage.get("input_tokens")) if isinstance(usage, dict) else None
+    if counted is None or counted <= HIDDEN_CONTEXT_TOKENS + chat.visible:
+        return False
+    prompt, completion = chat.conversation.prompt, chat.conversation.completion
+    one_turn = sum(message.role == "assistant" for message in completion) == 1
+    if not one_turn or any(message.images for message in (*prompt, *completion)):
+        return False
+    return counted > HIDDEN_CONTEXT_TOKENS + chat.visible + chat.tools.length
 
 
-def _context(
-    conversation: Conversation,
-    tools: Sequence[dict[str, Any]],
-    request: dict[str, Any],
-    response: dict[str, Any],
-    rollout: Rollout,
-) -> tuple[str, str]:
-    """The sign that the model saw more than the row holds, with its words, or two empty strings."""
-    declared = {tool["function"]["name"] for tool in tools} | _names(request) | _names(response)
-    messages = (*conversation.prompt, *conversation.completion)
-    undeclared = sorted({call.name for message in messages for call in message.tool_calls} - declared)
-    if undeclared:
-        return "tools_undeclared", f"calls of tools that no list declares: {', '.join(undeclared[:5])}"
-    counted = rollout.input_tokens
-    if counted is None or counted <= HIDDEN_CONTEXT_TOKENS or rollout.turns != 1 or _has_image(messages):
-        return "", ""
-    # The JSON is never shorter than the text in it, so most rows are settled without writing it.
-    if counted <= HIDDEN_CONTEXT_TOKENS + sum(len(message.content) for message in conversation.prompt):
-        return "", ""
-    visible = _json_length(request.get("input"))
-    visible += _json_length(request["instructions"]) if request.get("instructions") else 0
-    visible += _json_length(request.get("tools") or response.get("tools") or [])
-    visible += sum(_json_length(item) for item in conversation.head)
-    if counted > visible + HIDDEN_CONTEXT_TOKENS:
-        return "hidden_context", f"{counted} prompt tokens were counted, the row shows {visible} characters"
-    return "", ""
-
-
-def _names(params: dict[str, Any]) -> set[str]:
-    tools = params.get("tools")
-    return {str(tool.get("name")) for tool in tools if isinstance(tool, dict)} if isinstance(tools, list) else set()
-
-
-def _has_image(messages: Sequence[Message]) -> bool:
-    return any(message.images for message in messages)
-
-
-def _json_length(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False))
-
-
-def _sampling(request: dict[str, Any]) -> Sampling:
-    temperature, top_p = (_number(request.get(name)) for name in ("temperature", "top_p"))
-    return Sampling(temperature, top_p, _integer(request.get("max_output_tokens")))
+def _visible(request: dict[str, Any], head: list[Any]) -> int:
+    """Characters of the prompt's items as JSON, without the tools."""
+    given = [request.get("input"), *([request["instructions"]] if request.get("instructions") else []), *head]
+    return sum(len(json.dumps(item, ensure_ascii=False)) for item in given)
 
 
 def _number(value: Any) -> float | None:
     return to_float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _reward(value: Any) -> tuple[float | None, bool]:
-    """The reward, and whether there is something that is none."""
-    return (to_float(value), False) if isinstance(value, bool | int | float) else (None, value is not None)
 
 
 def _components(value: Any) -> dict[str, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .codec import digest
+from .codec import canonical_json, digest
 from .record import Message
 
 # Settings of the request that change from one collection of a task to the next, or between its repeats.
@@ -58,18 +59,19 @@ def plain_message(message: Message) -> dict[str, Any]:
     return plain
 
 
-def task_key(name: str | None, prompt: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+def task_key(name: str | None, prompt: Sequence[Message], tools: bytes) -> str:
     """Key of a task as the policy saw it, the same in every run.
 
     Args:
         name (`str`, *optional*): Environment server, else agent.
         prompt (`Sequence[Message]`): The messages before the policy's first output.
-        tools (`Sequence[Mapping]`): The declared tools.
+        tools (`bytes`): The declared tools as canonical JSON.
 
     Returns:
         `str`: SHA-256 (hex).
     """
-    return digest([name, [plain_message(message) for message in prompt], list(tools)])
+    asked = canonical_json([name, [plain_message(message) for message in prompt]])
+    return hashlib.sha256(asked[:-1] + b"," + tools + b"]").hexdigest()
 
 
 def completion_key(completion: Sequence[Message]) -> str:

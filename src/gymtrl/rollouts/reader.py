@@ -7,12 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
 from gymtrl.errors import UserError
 
-from .codec import TOO_DEEP, decode_json, to_utf8
-from .convert import convert
+from .convert import judge
 from .inputs import expand_inputs
 from .record import Line, Origin
 from .sidecars import Sidecar, load_sidecar
@@ -90,15 +87,7 @@ def read_at(origin: Origin, *, cluster: str | None = None) -> Line:
 def _judge(origin: Origin, data: bytes | None, sidecar: Sidecar, cluster: str | None) -> Line:
     if data is None:
         return Line(origin, "reject", "line_too_long", f"{origin.length} bytes in one line")
-    try:
-        row = decode_json(data)
-    except ValueError as error:
-        return Line(origin, "reject", "malformed_json", str(error)[:200])
-    try:
-        line = convert(row, origin, sidecar, cluster)
-    except RecursionError:  # what could just be decoded may still be too deep to be walked through
-        return Line(origin, "reject", "malformed_json", TOO_DEEP)
-    return msgspec.structs.replace(line, detail=to_utf8(line.detail)) if line.detail else line
+    return judge(data, origin, sidecar, cluster)
 
 
 def _raw_lines(stream: BinaryIO, file: str, limit: int) -> Iterator[tuple[Origin, bytes | None]]:
