@@ -80,8 +80,8 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         return Line(origin, "reject", refused.reason, refused.detail)
     text = sum(len(message.content) for message in conversation.prompt)
     chat = _Chat(conversation, request, response, offered, echoed, text)
-    if _hides_context(chat):
-        return None  # whether it does takes the items as they are written
+    if _hides_context(chat) or _has_escapes(conversation):
+        return None
     return _line(row, chat, decode_json(data) if cluster else None, origin, sidecar, cluster)
 
 
@@ -225,6 +225,12 @@ def _hides_context(chat: _Chat) -> bool:
     if not one_turn or any(message.images for message in (*prompt, *completion)):
         return False
     return counted > HIDDEN_CONTEXT_TOKENS + chat.visible + chat.tools.length
+
+
+def _has_escapes(conversation: Conversation) -> bool:
+    """Whether arguments hold an escape, behind which there may be a lone surrogate."""
+    messages = (*conversation.prompt, *conversation.completion)
+    return any("\\u" in call.arguments_json for message in messages for call in message.tool_calls)
 
 
 def _visible(request: dict[str, Any], head: list[Any]) -> int:
