@@ -62,14 +62,12 @@ def digest(value: Any) -> str:
 
 def is_deep(value: Any) -> bool:
     """Whether a JSON value is nested deeper than `MAX_DEPTH`; looks level by level, so that any depth can be told."""
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+        inner: list[Any] = []
+        for outer in level:
+            inner += outer.values() if type(outer) is dict else outer
+        level = [item for item in inner if type(item) is dict or type(item) is list]
         if not level:
             return False
     return True
@@ -85,4 +83,4 @@ def to_float(number: int | float) -> float:
 
 def to_utf8(text: str) -> str:
     """A text whose lone surrogates, which neither JSON nor a table can hold, are replaced."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -75,7 +75,10 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         return None
     try:
         conversation = read_items(asked, output)
-        offered, echoed = decode_tools(bytes(request.tools)), decode_tools(bytes(response.tools))
+        offered = decode_tools(bytes(request.tools))
+        # Where the request declares all that is called, its echo in the response adds nothing.
+        needed = offered is NO_TOOLS or conversation.called - offered.names
+        echoed = decode_tools(bytes(response.tools)) if needed else NO_TOOLS
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
     text = sum(len(message.content) for message in conversation.prompt)
@@ -150,13 +153,10 @@ def _asked(request: Request) -> list[Item]:
 
 def _line(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
     rollout = _rollout(facts, chat, value, origin, sidecar, cluster)
-    if rollout.n_tool_calls or any(message.tool_calls for message in rollout.prompt):
-        messages = (*rollout.prompt, *rollout.completion)
-        called = {call.name for message in messages for call in message.tool_calls}
-        undeclared = sorted(called - chat.offered.names - chat.echoed.names)
-        if undeclared:
-            detail = f"calls of tools that no list declares: {', '.join(undeclared[:5])}"
-            return Line(origin, "context", "tools_undeclared", detail, rollout)
+    undeclared = chat.conversation.called - chat.offered.names - chat.echoed.names
+    if undeclared:
+        detail = f"calls of tools that no list declares: {', '.join(sorted(undeclared)[:5])}"
+        return Line(origin, "context", "tools_undeclared", detail, rollout)
     if _hides_context(chat):
         detail = f"{rollout.input_tokens} prompt tokens were counted, the row shows {chat.visible} characters"
         return Line(origin, "context", "hidden_context", detail, rollout)
@@ -229,7 +229,7 @@ def _hides_context(chat: _Chat) -> bool:
 
 def _has_escapes(conversation: Conversation) -> bool:
     """Whether arguments hold an escape, behind which there may be a lone surrogate."""
-    messages = (*conversation.prompt, *conversation.completion)
+    messages = (*conversation.prompt, *conversation.completion) if conversation.called else ()
     return any("\\u" in call.arguments_json for message in messages for call in message.tool_calls)
 
 

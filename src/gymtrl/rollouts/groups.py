@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
 
 from .codec import digest
 from .record import Rollout
@@ -18,7 +19,12 @@ def group_key(rollout: Rollout) -> str:
         `str`: 16 hex digits, the same whenever the same file is read under the same path.
     """
     task = rollout.task_key if rollout.task_index is None else rollout.task_index
-    return digest([rollout.origin.file, rollout.environment or rollout.agent, task])[:16]
+    return _group_key(rollout.origin.file, rollout.environment or rollout.agent, task)
+
+
+@lru_cache(maxsize=4096)
+def _group_key(file: str, who: str | None, task: str | int) -> str:
+    return digest([file, who, task])[:16]
 
 
 def tie(keys: Iterable[tuple[str, Sequence[Hashable]]]) -> dict[str, str]:

@@ -16,12 +16,14 @@ class Conversation(NamedTuple):
     Attributes:
         prompt, completion (`tuple[Message, ...]`): Before, and from, the policy's first output.
         recorded (`tuple[RecordedTurn, ...]`): Token ids, one entry an assistant message of the completion; else empty.
+        called (`set[str]`): Names of the functions that are called, in the prompt or by the policy.
         flags (`set[str]`): Remarks.
     """
 
     prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
     recorded: tuple[RecordedTurn, ...]
+    called: set[str]
     flags: set[str]
 
 
@@ -65,7 +67,8 @@ def read_items(asked: Sequence[Item], output: Sequence[Item]) -> Conversation:
     recorded = _recorded(turns)
     if not recorded and any(turns):
         flags.add("token_ids_partial")
-    return Conversation(tuple(m for m in prompt if not _is_empty(m)), tuple(completion), recorded, flags)
+    called = {call.name for call in calls.values()}
+    return Conversation(tuple(m for m in prompt if not _is_empty(m)), tuple(completion), recorded, called, flags)
 
 
 def rebuild_items(messages: Iterable[Message]) -> list[dict[str, Any]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from gymtrl.errors import UserError
 
 from .convert import judge
 from .inputs import expand_inputs
 from .record import Line, Origin
-from .sidecars import Sidecar, load_sidecar
+from .sidecars import load_sidecar
 
 __all__ = ["MAX_LINE_BYTES", "expand_inputs", "read_at", "read_bytes", "read_lines"]
 
@@ -39,19 +40,61 @@ def read_lines(
     """
     rollouts = named = 0
     for path in expand_inputs(inputs):
-        sidecar = load_sidecar(path, cluster)
-        with path.open("rb") as stream:
-            for origin, data in _raw_lines(stream, str(path), max_line_bytes):
-                line = _judge(origin, data, sidecar, cluster)
-                if line.rollout is not None:
-                    rollouts += 1
-                    named += "cluster_missing" not in line.rollout.flags
-                yield line
+        for line in read_range(Range(path), cluster=cluster, max_line_bytes=max_line_bytes):
+            if line.rollout is not None:
+                rollouts += 1
+                named += "cluster_missing" not in line.rollout.flags
+            yield line
     if cluster is not None and rollouts and not named:
-        raise UserError(
-            f"none of the {rollouts} rollouts, nor any of their input rows, has {cluster!r}",
-            remedy="give the dotted path of a key that the rows have, such as verifier_metadata.template",
-        )
+        raise cluster_is_nowhere(cluster, rollouts)
+
+
+class Range(NamedTuple):
+    """A part of a file: the lines that begin in it.
+
+    Attributes:
+        path (`Path`): The file.
+        start, stop (`int`): First byte, and the one after the last; `stop` is `None` for the file's end.
+    """
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+
+
+def read_range(
+    part: Range, *, cluster: str | None = None, max_line_bytes: int = MAX_LINE_BYTES
+) -> Generator[Line, None, int]:
+    """Reads the lines that begin in a part of a file.
+
+    Args:
+        part (`Range`): Which part. What begins after the end that the file has now is left alone.
+        cluster, max_line_bytes: As in `read_lines`.
+
+    Yields:
+        `Line`: One for each line that is not blank, numbered from 1.
+
+    Returns:
+        `int`: How many lines there were, blank ones included.
+    """
+    sidecar = load_sidecar(part.path, cluster)
+    with part.path.open("rb", buffering=_CHUNK) as stream:
+        number = 0
+        for origin, data in _raw_lines(stream, part, max_line_bytes):
+            number = origin.line
+            if data is None:
+                yield Line(origin, "reject", "line_too_long", f"{origin.length} bytes in one line")
+            elif data:
+                yield judge(data, origin, sidecar, cluster)
+    return number
+
+
+def cluster_is_nowhere(cluster: str, rollouts: int) -> UserError:
+    """The error where a cluster is named that no row has."""
+    return UserError(
+        f"none of the {rollouts} rollouts, nor any of their input rows, has {cluster!r}",
+        remedy="give the dotted path of a key that the rows have, such as verifier_metadata.template",
+    )
 
 
 def read_bytes(origin: Origin) -> bytes:
@@ -81,19 +124,16 @@ def read_at(origin: Origin, *, cluster: str | None = None) -> Line:
     Raises:
         `UserError`: If the file is gone, or has changed since.
     """
-    return _judge(origin, read_bytes(origin), load_sidecar(Path(origin.file), cluster), cluster)
+    return judge(read_bytes(origin), origin, load_sidecar(Path(origin.file), cluster), cluster)
 
 
-def _judge(origin: Origin, data: bytes | None, sidecar: Sidecar, cluster: str | None) -> Line:
-    if data is None:
-        return Line(origin, "reject", "line_too_long", f"{origin.length} bytes in one line")
-    return judge(data, origin, sidecar, cluster)
-
-
-def _raw_lines(stream: BinaryIO, file: str, limit: int) -> Iterator[tuple[Origin, bytes | None]]:
-    """Lines that are not blank with their places; instead of one above the limit, `None`."""
-    offset = number = 0
-    while raw := stream.readline(limit + 2):
+def _raw_lines(stream: BinaryIO, part: Range, limit: int) -> Iterator[tuple[Origin, bytes | None]]:
+    """Lines with their places: of one above the limit `None`, of a blank one no bytes."""
+    file = str(part.path)
+    stop = os.fstat(stream.fileno()).st_size if part.stop is None else part.stop
+    offset = _first_line_from(stream, part.start)
+    number = 0
+    while offset < stop and (raw := stream.readline(limit + 2)):
         number += 1
         start, offset = offset, offset + len(raw)
         data = raw.rstrip(b"\r\n")
@@ -101,8 +141,19 @@ def _raw_lines(stream: BinaryIO, file: str, limit: int) -> Iterator[tuple[Origin
             size, length, row_id = _skip(stream, raw)
             offset = start + size
             yield Origin(file, number, start, length, row_id), None
-        elif data and not data.isspace():
-            yield Origin(file, number, start, len(data), _row_id(data)), data
+        else:
+            yield Origin(file, number, start, len(data), _row_id(data)), b"" if data.isspace() else data
+
+
+def _first_line_from(stream: BinaryIO, start: int) -> int:
+    """Goes to the first line that begins at `start` or after it; returns where that is."""
+    if start == 0:
+        return 0
+    stream.seek(start - 1)
+    while raw := stream.readline(_CHUNK):
+        if raw.endswith(b"\n"):
+            break
+    return stream.tell()
 
 
 def _skip(stream: BinaryIO, raw: bytes) -> tuple[int, int, str]:

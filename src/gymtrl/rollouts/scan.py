@@ -1,26 +1,104 @@
-"""Rollout files → the rollout table on disk, in one pass."""
+"""Rollout files → the rollout table on disk, in one pass, by one process or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .reader import read_lines
-from .table import rollout_table
+import msgspec
+import polars as pl
+
+from gymtrl.errors import UserError
+
+from .inputs import expand_inputs
+from .pieces import Piece, Scanned, scan_piece, scan_with_workers
+from .reader import MAX_LINE_BYTES, cluster_is_nowhere
+from .sidecars import inputs_beside
+from .table import SCHEMA, false_groups, without_false_groups
+
+PIECE_BYTES = 16_000_000
+"""Bytes of a file that are read at a time; a table of them is small, and their reading takes a fraction of a second."""
+
+WORKER_BYTES = 200_000_000
+"""From how many bytes on another process pays: it takes about half a second to start."""
+
+_FACTS = "gymtrl"
+
+
+class SourceFile(msgspec.Struct, frozen=True):
+    """A file that a table was made from, as it was then."""
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+class TableFacts(msgspec.Struct, frozen=True):
+    """What a stored table says of itself.
+
+    Attributes:
+        files (`list[SourceFile]`): The rollout files, in order.
+        sidecars (`list[SourceFile]`): The materialized inputs beside them.
+        cluster (`str`, *optional*): Dotted path that gave the cluster keys.
+    """
+
+    files: list[SourceFile]
+    sidecars: list[SourceFile]
+    cluster: str | None
 
 
 def write_table(
-    inputs: Sequence[Path], out: Path, *, cluster: str | None = None, on_bytes: Callable[[int], object] | None = None
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    cluster: str | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    workers: int | None = None,
+    on_bytes: Callable[[int], object] | None = None,
 ) -> None:
-    """Reads rollout files and writes their table as Parquet.
+    """Reads rollout files and writes their table as Parquet; memory grows with the number of lines only.
 
     Args:
         inputs (`Sequence[Path]`): Rollout files, or folders that hold them.
-        out (`Path`): The file to write.
+        out (`Path`): The file to write; it appears whole or not at all.
         cluster (`str`, *optional*): Dotted path to what a split must not tear apart.
+        max_line_bytes (`int`, *optional*, defaults to 64 MB): Longer lines are refused unread.
+        workers (`int`, *optional*): Processes that read; by default one for small files, else one a core.
         on_bytes (`Callable[[int], object]`, *optional*): Called with the number of bytes read since the last call.
+
+    Raises:
+        `UserError`: If a file is missing, or there are rollouts and none of them has `cluster`.
+        `RunError`: If a process that reads has died.
     """
-    rollout_table(read_lines(inputs, cluster=cluster)).write_parquet(out)
+    files = expand_inputs(inputs)
+    sidecars = [path for path in map(inputs_beside, files) if path is not None]
+    facts = TableFacts([_state(path) for path in files], [_state(path) for path in sidecars], cluster)
+    count = _default_workers(facts) if workers is None else workers
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        pieces = list(_pieces(facts, Path(folder), max_line_bytes))
+        scanned = map(scan_piece, pieces) if count <= 1 else scan_with_workers(pieces, count)
+        parts: list[pl.LazyFrame] = []
+        first_line = {file.path: 1 for file in facts.files}
+        rollouts = named = 0
+        for piece, part in zip(pieces, scanned, strict=True):
+            parts.append(_part(piece, part, first_line[piece.path]))
+            first_line[piece.path] += part.lines
+            rollouts += part.rollouts
+            named += part.named
+            if on_bytes is not None:
+                on_bytes(piece.stop - piece.start)
+        if cluster is not None and rollouts and not named:
+            raise cluster_is_nowhere(cluster, rollouts)
+        table = pl.concat(parts, how="diagonal") if parts else pl.LazyFrame(schema=SCHEMA)
+        names = table.collect_schema().names()
+        table = without_false_groups(table, false_groups(table))
+        draft = Path(folder) / "table.parquet"
+        table.select(*SCHEMA, *sorted(names[len(SCHEMA) :])).sink_parquet(
+            draft, metadata={_FACTS: msgspec.json.encode(facts).decode()}
+        )
+        draft.replace(out)
 
 
 def table_for(
@@ -28,6 +106,7 @@ def table_for(
     folder: Path,
     *,
     cluster: str | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
     on_bytes: Callable[[int], object] | None = None,
 ) -> Path:
     """The table of the inputs: one that exists already, where a single `.parquet` is named, else a new one in `folder`.
@@ -35,14 +114,71 @@ def table_for(
     Args:
         inputs (`Sequence[Path]`): One table made before, or rollout files and folders.
         folder (`Path`): Where a new table is written.
-        cluster (`str`, *optional*): Dotted path to what a split must not tear apart.
-        on_bytes (`Callable[[int], object]`, *optional*): As in `write_table`.
+        cluster, max_line_bytes, on_bytes: As in `write_table`.
 
     Returns:
         `Path`: A Parquet file with the columns of `table.SCHEMA`.
+
+    Raises:
+        `UserError`: If the table is none, or was made of files that have changed since, or by another cluster.
     """
     if len(inputs) == 1 and inputs[0].suffix == ".parquet":
+        _check(inputs[0], read_facts(inputs[0]), cluster)
         return inputs[0]
     path = folder / "table.parquet"
-    write_table(inputs, path, cluster=cluster, on_bytes=on_bytes)
+    write_table(inputs, path, cluster=cluster, max_line_bytes=max_line_bytes, on_bytes=on_bytes)
     return path
+
+
+def read_facts(table: Path) -> TableFacts:
+    """What a stored table says of itself.
+
+    Raises:
+        `UserError`: If the file is missing or no rollout table.
+    """
+    try:
+        return msgspec.json.decode(pl.read_parquet_metadata(table)[_FACTS], type=TableFacts)
+    except FileNotFoundError:
+        raise UserError(f"{table} does not exist", remedy="make it: gymtrl inspect ROLLOUTS --table FILE") from None
+    except (pl.exceptions.PolarsError, KeyError, msgspec.MsgspecError):
+        raise UserError(
+            f"{table} is no rollout table", remedy="make one: gymtrl inspect ROLLOUTS --table FILE"
+        ) from None
+
+
+def _check(table: Path, facts: TableFacts, cluster: str | None) -> None:
+    remake = f"make it again: gymtrl inspect ROLLOUTS --table {table}"
+    for file in (*facts.files, *facts.sidecars):
+        if not Path(file.path).is_file():
+            raise UserError(f"{file.path}, which {table} was made from, is gone", remedy=f"put it back, or {remake}")
+        if _state(Path(file.path)) != file:
+            raise UserError(f"{file.path} has changed since {table} was made", remedy=remake)
+    if cluster != facts.cluster:
+        raise UserError(
+            f"{table} was made with cluster {facts.cluster or 'not set'}, not {cluster or 'not set'}",
+            remedy=f"{remake}{f' --cluster {cluster}' if cluster else ''}",
+        )
+
+
+def _state(path: Path) -> SourceFile:
+    state = path.stat()
+    return SourceFile(str(path), state.st_size, state.st_mtime_ns)
+
+
+def _default_workers(facts: TableFacts) -> int:
+    return min(len(os.sched_getaffinity(0)), sum(file.size for file in facts.files) // WORKER_BYTES + 1)
+
+
+def _pieces(facts: TableFacts, folder: Path, max_line_bytes: int) -> Iterator[Piece]:
+    count = 0
+    for file in facts.files:
+        for start in range(0, file.size, PIECE_BYTES):
+            stop = min(start + PIECE_BYTES, file.size)
+            table = str(folder / f"{count}.arrow")
+            yield Piece(file.path, start, stop, facts.cluster, max_line_bytes, table)
+            count += 1
+
+
+def _part(piece: Piece, scanned: Scanned, first_line: int) -> pl.LazyFrame:
+    part = pl.scan_ipc(piece.table)
+    return part.with_columns(pl.col("line") + (first_line - 1)) if first_line > 1 else part

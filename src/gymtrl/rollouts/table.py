@@ -48,55 +48,7 @@ SCHEMA: dict[str, pl.DataType] = {
 COMPONENT = "reward_"
 """Prefix of the columns that follow those of `SCHEMA`: one for each component of the reward, sorted by name."""
 
-_BLANK = dict.fromkeys(SCHEMA)
-
-
-def table_row(line: Line) -> dict[str, Any]:
-    """The row of one line; what only a rollout has is null for the others."""
-    row: dict[str, Any] = _BLANK | {
-        "file": line.origin.file,
-        "line": line.origin.line,
-        "offset": line.origin.offset,
-        "length": line.origin.length,
-        "row_id": line.origin.row_id,
-        "verdict": line.verdict,
-        "reason": line.reason,
-        "detail": line.detail or None,
-    }
-    rollout = line.rollout
-    if rollout is None:
-        return row | {"flags": [], "tools": []}
-    called = {call.name for message in rollout.completion for call in message.tool_calls}
-    components = {COMPONENT + name: value for name, value in rollout.reward_components.items()}
-    return (
-        row
-        | components
-        | {
-            "task_key": rollout.task_key,
-            "input_key": rollout.input_key,
-            "cluster_key": rollout.cluster_key,
-            "completion_key": completion_key(rollout.completion),
-            "group": group_key(rollout),
-            "task_index": rollout.task_index,
-            "repeat": rollout.rollout_index,
-            "agent": rollout.agent,
-            "environment": rollout.environment,
-            "model": rollout.model,
-            "reward": rollout.reward,
-            "turns": rollout.turns,
-            "tool_calls": rollout.n_tool_calls,
-            "tools": sorted(called),
-            "prompt_chars": text_length(rollout.prompt),
-            "completion_chars": text_length(rollout.completion),
-            "input_tokens": rollout.input_tokens,
-            "output_tokens": rollout.output_tokens,
-            "recorded_tokens": sum(len(turn.generation_token_ids) for turn in rollout.recorded) or None,
-            "truncated": rollout.truncated,
-            "masked": rollout.masked,
-            "fault": fault(rollout) or None,
-            "flags": list(rollout.flags),
-        }
-    )
+_NO_ROLLOUT = tuple(() if isinstance(kind, pl.List) else None for kind in SCHEMA.values())[8:]
 
 
 def rollout_table(lines: Iterable[Line]) -> pl.DataFrame:
@@ -111,27 +63,98 @@ def rollout_table(lines: Iterable[Line]) -> pl.DataFrame:
         `pl.DataFrame`: With the columns and types of `SCHEMA`, then one for each reward component, in the order of the
             lines.
     """
-    return table_of([table_row(line) for line in lines])
+    table = raw_table(lines)
+    return without_false_groups(table.lazy(), false_groups(table.lazy())).collect()
 
 
-def table_of(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    """The table of rows made by `table_row`."""
-    components = sorted({name for row in rows if len(row) > len(SCHEMA) for name in row.keys() - SCHEMA.keys()})
-    schema = SCHEMA | dict.fromkeys(components, pl.Float64())
-    columns = {name: [row.get(name) for row in rows] for name in schema}
-    table = pl.DataFrame(columns, schema=schema, strict=True)
-    differs = pl.col("group").is_not_null() & (pl.col("task_key").n_unique().over("group") > 1)
+def raw_table(lines: Iterable[Line]) -> pl.DataFrame:
+    """The table of some of the lines of a file, before what can be told of all of them only."""
+    rows: list[tuple[Any, ...]] = []
+    components: dict[str, list[float | None]] = {}
+    for line in lines:
+        rows.append(_row(line))
+        if line.rollout is not None and line.rollout.reward_components:
+            for name, value in line.rollout.reward_components.items():
+                column = components.setdefault(COMPONENT + name, [])
+                column.extend([None] * (len(rows) - 1 - len(column)))
+                column.append(value)
+    columns = zip(*rows, strict=True) if rows else ([] for _ in SCHEMA)
+    series = [_series(name, column, kind) for (name, kind), column in zip(SCHEMA.items(), columns, strict=True)]
+    for name in sorted(components):
+        padded = components[name] + [None] * (len(rows) - len(components[name]))
+        series.append(pl.Series(name, padded, pl.Float64()))
+    return pl.DataFrame(series)
+
+
+def false_groups(table: pl.LazyFrame) -> list[str]:
+    """Groups whose rollouts were asked different things."""
+    keys = table.select("group", "task_key").drop_nulls().group_by("group")
+    ends = keys.agg(first=pl.col("task_key").min(), last=pl.col("task_key").max())
+    return ends.filter(pl.col("first") != pl.col("last")).select("group").collect()["group"].to_list()
+
+
+def without_false_groups(table: pl.LazyFrame, groups: list[str]) -> pl.LazyFrame:
+    """The table in which those groups are none, and their rows are flagged."""
+    if not groups:
+        return table
+    differs = pl.col("group").is_in(groups).fill_null(False)
+    flagged = pl.concat_list("flags", pl.lit(["prompt_differs"])).list.sort()
     return table.with_columns(
-        flags=pl.when(differs).then(pl.concat_list("flags", pl.lit("prompt_differs")).list.sort()).otherwise("flags"),
-        group=pl.when(~differs).then("group"),
+        flags=pl.when(differs).then(flagged).otherwise("flags"), group=pl.when(~differs).then("group")
     )
+
+
+def _row(line: Line) -> tuple[Any, ...]:
+    origin, rollout = line.origin, line.rollout
+    place = (origin.file, origin.line, origin.offset, origin.length, origin.row_id)
+    judged = (line.verdict, line.reason, line.detail or None)
+    if rollout is None:
+        return place + judged + _NO_ROLLOUT
+    calls = [call.name for message in rollout.completion for call in message.tool_calls] if rollout.n_tool_calls else []
+    return (
+        *place,
+        *judged,
+        rollout.task_key,
+        rollout.input_key,
+        rollout.cluster_key,
+        completion_key(rollout.completion),
+        group_key(rollout),
+        rollout.task_index,
+        rollout.rollout_index,
+        rollout.agent,
+        rollout.environment,
+        rollout.model,
+        rollout.reward,
+        rollout.turns,
+        rollout.n_tool_calls,
+        tuple(sorted(set(calls))),
+        text_length(rollout.prompt),
+        text_length(rollout.completion),
+        rollout.input_tokens,
+        rollout.output_tokens,
+        sum(len(turn.generation_token_ids) for turn in rollout.recorded) if rollout.recorded else None,
+        rollout.truncated,
+        rollout.masked,
+        fault(rollout) or None,
+        rollout.flags,
+    )
+
+
+def _series(name: str, values: Sequence[Any], kind: pl.DataType) -> pl.Series:
+    if not isinstance(kind, pl.List):
+        return pl.Series(name, values, kind)
+    # Few lists are different, and making one is slow.
+    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return pl.Series(name, [list(value) for value in places], kind).gather([places[value] for value in values])
 
 
 def text_length(messages: Iterable[Message]) -> int:
     """Characters of text, reasoning and call arguments."""
-    return sum(
-        len(message.content)
-        + len(message.reasoning_content or "")
-        + sum(len(call.arguments_json) for call in message.tool_calls)
-        for message in messages
-    )
+    length = 0
+    for message in messages:
+        length += len(message.content)
+        if message.reasoning_content:
+            length += len(message.reasoning_content)
+        for call in message.tool_calls:
+            length += len(call.arguments_json)
+    return length
