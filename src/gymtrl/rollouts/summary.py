@@ -287,7 +287,7 @@ def _component(ranked: pl.Series) -> Component | None:
         return None
     low, high = ranked[0], ranked[-1]
     scale = max(-low, high) or 1.0  # the sum of values that are each a float may be none
-    return Component(len(ranked), low, float((ranked / scale).to_numpy().mean()) * scale, high)
+    return Component(len(ranked), low, float((ranked.to_numpy() / scale).mean()) * scale, high)
 
 
 def _bins(values: pl.Series) -> list[Bin]:
@@ -352,17 +352,18 @@ def _pass_rates(measured: pl.DataFrame) -> list[Bin]:
 def _asked(table: pl.LazyFrame, rollouts: pl.LazyFrame, files: list[str]) -> tuple[int, int]:
     """How many rollouts were asked for, and how many of them no line answers."""
     asked = missing = 0
-    indexes = ["task_index", "repeat"]
+    indexes = {"task_index": pl.Int64(), "repeat": pl.Int64()}
     for file in files:
         rows = load_sidecar(Path(file)).rows
         if not rows:
             continue
         here = pl.col("file") == file
-        wanted = pl.LazyFrame(list(rows), schema=indexes, orient="row", strict=False)
-        open_ = wanted.join(rollouts.filter(here).select(indexes), on=indexes, how="anti").select(pl.len())
+        columns = dict(zip(indexes, zip(*rows, strict=True), strict=True))
+        wanted = pl.LazyFrame(columns, schema=indexes, strict=False)  # an index too large for a rollout is null
+        unanswered = wanted.join(rollouts.filter(here).select(*indexes), on=list(indexes), how="anti").select(pl.len())
         refused = table.filter(here & (pl.col("verdict") == "reject")).select(pl.len())
         asked += len(rows)
-        missing += max(0, open_.collect().item() - refused.collect().item())
+        missing += max(0, unanswered.collect().item() - refused.collect().item())
     return asked, missing
 
 
