@@ -194,13 +194,18 @@ def test_what_was_asked_for_and_what_no_line_answers(tmp_path: Path) -> None:
     found = summary(tmp_path, *answers, rejected)
     assert found.tasks.missing == 2
     assert "6 rollouts, 2 of them without a line" in view(found, 80)
+    # A rollout without an index answers one as well; a line that is skipped does not.
+    nameless = row(5, 0, 1.0, _ng_task_index=None)
+    skipped = {"responses_create_params": {"input": "q"}, "_ng_rollout_index": 0}
+    assert summary(tmp_path, *answers, rejected, nameless, skipped).tasks.missing == 1
     assert summary(tmp_path, *answers, *["garbage"] * 9).tasks.missing == 0
 
 
 def test_an_index_beyond_every_column_is_asked_for_and_missing(tmp_path: Path) -> None:
     ask(tmp_path, (0, 0), (2**70, 0))
-    tasks = summary(tmp_path, row(0, 0, 1.0), row(2**70, 0, 1.0)).tasks
+    tasks = summary(tmp_path, row(0, 0, 1.0)).tasks
     assert (tasks.asked, tasks.missing) == (2, 1)
+    assert summary(tmp_path, row(0, 0, 1.0), row(2**70, 0, 1.0)).tasks.missing == 0
 
 
 def test_nothing_is_missing_where_nothing_tells_what_was_asked_for(tmp_path: Path) -> None:

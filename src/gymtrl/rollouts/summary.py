@@ -108,8 +108,8 @@ class Tasks(msgspec.Struct, frozen=True):
         prompt_differs (`int`): Task indexes whose rollouts were asked different things, so that they are no groups.
         never, sometimes, always (`int`): Groups by how often their valid rollouts reach the threshold.
         asked (`int`): Rollouts that the materialized inputs beside the files asked for; 0 where there are none.
-        missing (`int`): Of these, the ones without a line. A rejected line no longer tells which one it answers: each
-            is taken to answer one.
+        missing (`int`): Of these, the ones without a line. Rejected lines and rollouts without an index do not tell
+            which one they answer: each is taken to answer one.
         pass_rates (`list[Bin]`): Groups by the share of their valid rollouts that reach the threshold, in ten ranges;
             empty where there is no threshold.
     """
@@ -361,9 +361,10 @@ def _asked(table: pl.LazyFrame, rollouts: pl.LazyFrame, files: list[str]) -> tup
         columns = dict(zip(indexes, zip(*rows, strict=True), strict=True))
         wanted = pl.LazyFrame(columns, schema=indexes, strict=False)  # an index too large for a rollout is null
         unanswered = wanted.join(rollouts.filter(here).select(*indexes), on=list(indexes), how="anti").select(pl.len())
-        refused = table.filter(here & (pl.col("verdict") == "reject")).select(pl.len())
+        nameless = pl.any_horizontal(pl.col(*indexes).is_null()) & (pl.col("verdict") != "skip")
+        others = table.filter(here & nameless).select(pl.len())
         asked += len(rows)
-        missing += max(0, unanswered.collect().item() - refused.collect().item())
+        missing += max(0, unanswered.collect().item() - others.collect().item())
     return asked, missing
 
 
