@@ -35,6 +35,7 @@ def test_the_threshold_belongs_to_the_duplicates() -> None:
     assert near_duplicates([whole, numbered(0, 17)]) == [None, 0]
     assert near_duplicates([whole, numbered(0, 16)]) == [None, None]
     assert near_duplicates([numbered(0, 9), numbered(0, 8)]) == [None, 0]  # exactly 4 of 5
+    assert near_duplicates([numbered(0, 24), numbered(0, 15)], 0.55) == [None, 0]  # exactly 11 of 20
 
 
 def test_a_text_repeats_the_first_that_was_kept() -> None:

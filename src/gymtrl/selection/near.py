@@ -95,10 +95,12 @@ def _rows_per_band(threshold: float) -> int:
 
 def _reaches(one: set[str], other: set[str], threshold: float) -> bool:
     smaller, larger = sorted((len(one), len(other)))
-    if smaller < threshold * larger:
+    if not larger:  # two empty texts
+        return True
+    if smaller / larger < threshold:  # the index cannot be higher
         return False
     shared = len(one & other)
-    return shared >= threshold * (smaller + larger - shared)
+    return shared / (smaller + larger - shared) >= threshold
 
 
 def _texts(value: Any) -> Iterator[str]:
