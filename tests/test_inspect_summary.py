@@ -10,18 +10,23 @@ import pytest
 from rich.console import Console
 
 from gymtrl.reports.inspection import render, summary_json
+from gymtrl.rollouts.inspection import inspect_rollouts
 from gymtrl.rollouts.quality import default_threshold
 from gymtrl.rollouts.reader import read_lines
 from gymtrl.rollouts.remedies import remedy_for
-from gymtrl.rollouts.summary import Summary, summarize
+from gymtrl.rollouts.summary import Bin, Component, Summary, Suspicion, summarize
+from gymtrl.rollouts.table import rollout_table
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"type": "message", "role": "assistant", "content": text}
 
 
 def row(task: int, repeat: int, reward: float | None, text: str | None = None, **more: Any) -> dict[str, Any]:
-    said = {"type": "message", "role": "assistant", "content": text or f"answer {repeat}"}
     return (
         {
             "responses_create_params": {"input": f"question {task}"},
-            "response": {"output": [said], "model": "m"},
+            "response": {"output": [said(text or f"answer {repeat}")], "model": "m"},
             "_ng_task_index": task,
             "_ng_rollout_index": repeat,
         }
@@ -33,7 +38,18 @@ def row(task: int, repeat: int, reward: float | None, text: str | None = None, *
 def summary(tmp_path: Path, *rows: Any) -> Summary:
     path = tmp_path / "rollouts.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return summarize(read_lines([path]))
+    return summarize(rollout_table(read_lines([path])).lazy())
+
+
+def doubts(tmp_path: Path, *rows: Any) -> dict[str, Suspicion]:
+    return {suspicion.kind: suspicion for suspicion in summary(tmp_path, *rows).suspicions}
+
+
+def ask(folder: Path, *indexes: tuple[int, int]) -> None:
+    """Writes the materialized inputs of `rollouts.jsonl`."""
+    asked = [{k: v for k, v in row(*index, None).items() if k != "response"} for index in indexes]
+    path = folder / "rollouts_materialized_inputs.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in asked))
 
 
 def view(found: Summary, width: int = 100) -> str:
@@ -71,7 +87,7 @@ def test_tasks_rewards_and_what_it_is_good_for(tmp_path: Path) -> None:
 
 
 def test_every_problem_comes_with_a_place_and_a_remedy(gym_site_packages: Path) -> None:
-    found = summarize(read_lines(sorted(gym_site_packages.rglob("*rollout*.jsonl"))))
+    found = summarize(rollout_table(read_lines(sorted(gym_site_packages.rglob("*rollout*.jsonl")))).lazy())
     problems = [finding for finding in found.findings if finding.verdict != "ok"]
     assert len(problems) == 12
     assert sum(finding.count for finding in found.findings) == found.lines == 695
@@ -87,7 +103,9 @@ def test_the_cap_counts_a_task_once_whether_or_not_its_input_row_is_known(tmp_pa
         files[-1].write_text("".join(json.dumps(r) + "\n" for r in rows))
     asked = [{k: v for k, v in row(0, i, None).items() if k != "response"} for i in range(3)]
     (tmp_path / "a_materialized_inputs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
-    assert summarize(read_lines(files)).good_for.sft_rows == 4
+    table = rollout_table(read_lines(files)).lazy()
+    assert summarize(table).good_for.sft_rows == 4
+    assert summarize(table, max_per_task=9).good_for.sft_rows == 6
 
 
 def test_text_that_is_no_utf8_does_not_break_the_summary(tmp_path: Path) -> None:
@@ -151,3 +169,199 @@ def test_a_file_of_rejects_can_still_be_shown(tmp_path: Path) -> None:
     shown = view(summary(tmp_path, "garbage"))
     assert "malformed_json" in shown and "Rewards" not in shown
     assert "0" in view(summary(tmp_path))
+
+
+def test_shipped_files_on_a_narrow_terminal(gym_site_packages: Path, tmp_path: Path) -> None:
+    files = sorted(gym_site_packages.rglob("*rollout*.jsonl"))
+    found = inspect_rollouts(files, table=tmp_path / "table.parquet")
+    assert found.verdicts == {"ok": 485, "context": 53, "reject": 57, "skip": 100}
+    assert list(found.files) == [str(file) for file in files]
+    assert inspect_rollouts([tmp_path / "table.parquet"]) == found
+    assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
+    shown = view(found, width=80)
+    assert max(map(len, shown.splitlines())) == 80
+    # The common parent is shown once, and the JSON keeps the whole paths.
+    assert shown.count("site-packages") == 1
+    assert found.findings[1].examples[0].startswith(str(gym_site_packages))
+
+
+def test_what_was_asked_for_and_what_no_line_answers(tmp_path: Path) -> None:
+    ask(tmp_path, *((task, repeat) for task in range(3) for repeat in range(2)))
+    answers = [row(0, 0, 1.0), row(0, 0, 0.0), row(0, 1, 1.0), row(1, 0, 1.0), row(7, 0, 1.0)]
+    tasks = summary(tmp_path, *answers).tasks
+    assert (tasks.asked, tasks.missing, tasks.with_input_row) == (6, 3, 4)
+    rejected = row(1, 1, 1.0, response={"output": []})
+    found = summary(tmp_path, *answers, rejected)
+    assert found.tasks.missing == 2
+    assert "6 rollouts, 2 of them without a line" in view(found, 80)
+    # A rollout without an index answers one as well; a line that is skipped does not.
+    nameless = row(5, 0, 1.0, _ng_task_index=None)
+    skipped = {"responses_create_params": {"input": "q"}, "_ng_rollout_index": 0}
+    assert summary(tmp_path, *answers, rejected, nameless, skipped).tasks.missing == 1
+    assert summary(tmp_path, *answers, *["garbage"] * 9).tasks.missing == 0
+
+
+def test_an_index_beyond_every_column_is_asked_for_and_missing(tmp_path: Path) -> None:
+    ask(tmp_path, (0, 0), (2**70, 0))
+    tasks = summary(tmp_path, row(0, 0, 1.0)).tasks
+    assert (tasks.asked, tasks.missing) == (2, 1)
+    assert summary(tmp_path, row(0, 0, 1.0), row(2**70, 0, 1.0)).tasks.missing == 0
+
+
+def test_nothing_is_missing_where_nothing_tells_what_was_asked_for(tmp_path: Path) -> None:
+    found = summary(tmp_path, row(0, 0, 1.0), "garbage")
+    assert (found.tasks.asked, found.tasks.missing) == (0, 0)
+    assert "asked for" not in view(found)
+
+
+def test_pass_rates_of_groups(tmp_path: Path) -> None:
+    rates = {0: [0.0] * 4, 1: [1.0, 0.0, 0.0, 0.0], 2: [1.0, 1.0, 0.0], 3: [1.0], 4: [0.9, 0.8]}
+    found = summary(tmp_path, *(row(task, i, r) for task, rewards in rates.items() for i, r in enumerate(rewards)))
+    assert found.good_for.threshold == 0.8
+    assert [b.count for b in found.tasks.pass_rates] == [1, 0, 1, 0, 0, 0, 1, 0, 0, 2]
+    assert (found.tasks.pass_rates[0].low, found.tasks.pass_rates[9].high) == (0.0, 1.0)
+    shown = view(found, 80)
+    assert "1 never" in shown and "2 sometimes" in shown and "2 always" in shown and "60% … 70%" in shown
+
+
+def test_no_pass_rates_without_a_threshold_and_no_histogram_for_pairs(tmp_path: Path) -> None:
+    assert summary(tmp_path, row(0, 0, -3.0), row(0, 1, 5.0), row(0, 2, 9.0)).tasks.pass_rates == []
+    assert "60% … 70%" not in view(summary(tmp_path, row(0, 0, 1.0), row(0, 1, 0.0)))
+
+
+def test_parts_of_the_reward(tmp_path: Path) -> None:
+    found = summary(
+        tmp_path,
+        row(0, 0, 1.0, reward_components={"format": 1.0, "[b]right": 0.5}),
+        row(0, 1, 0.0, reward_components={"format": 0.0, "never": float("nan")}),
+        row(0, 2, 0.0),
+    )
+    assert found.rewards.components == {"[b]right": Component(1, 0.5, 0.5, 0.5), "format": Component(2, 0.0, 0.5, 1.0)}
+    assert "[b]right" in view(found, 80)
+
+
+def test_rewards_whose_sum_is_no_float(tmp_path: Path) -> None:
+    assert summary(tmp_path, row(0, 0, 1.5e308), row(0, 1, 1.7e308)).rewards.mean == pytest.approx(1.6e308)
+
+
+def test_histograms_of_the_shape(tmp_path: Path) -> None:
+    usage = [{"output": [said("x" * n)], "usage": {"output_tokens": n}} for n in range(1, 15)]
+    found = summary(tmp_path, *(row(n, 0, 1.0, response=response) for n, response in enumerate(usage)), row(99, 0, 1.0))
+    assert found.histograms["turns"] == [Bin(1.0, 1.0, 15)]
+    assert found.histograms["tool_calls"] == [Bin(0.0, 0.0, 15)]
+    assert [b.count for b in found.histograms["completion_chars"]] == [2, 1, 1, 2, 1, 2, 2, 1, 1, 2]
+    assert (found.histograms["output_tokens"][0].low, found.histograms["output_tokens"][-1].high) == (1.0, 14.0)
+    assert sum(b.count for b in found.histograms["output_tokens"]) == found.output_tokens.n == 14
+    assert summary(tmp_path, "garbage").histograms["turns"] == []
+
+
+def test_tools_count_the_rollouts_that_call_them(tmp_path: Path) -> None:
+    def calls(*names: str) -> dict[str, Any]:
+        items = [
+            {"type": "function_call", "call_id": str(i), "name": n, "arguments": "{}"} for i, n in enumerate(names)
+        ]
+        return {"output": items}
+
+    request = {"input": "q", "tools": [{"type": "function", "name": name} for name in "fg"]}
+    rows = [row(0, i, 1.0, response=calls(*n), responses_create_params=request) for i, n in enumerate(["gg", "fg"])]
+    assert summary(tmp_path, *rows).tools == {"g": 2, "f": 1}
+
+
+def test_one_completion_with_two_rewards(tmp_path: Path) -> None:
+    same = [row(0, 0, 1.0, "a"), row(0, 1, 1.0 + 1e-10, "a"), row(1, 0, 0.0, "a"), row(0, 2, 0.0, "b")]
+    unsure = [row(0, 3, 0.0, "a", mask_sample=True), row(0, 4, None, "a")]
+    assert not doubts(tmp_path, *same, *unsure)
+    found = doubts(tmp_path, *same, *unsure, row(0, 5, 0.75, "a"), row(0, 6, 0.0, "b"))
+    doubt = found["same_completion_different_rewards"]
+    assert doubt.count == 1
+    assert doubt.detail.startswith("1 of 2 completions") and "up to 0.25 apart" in doubt.detail
+    assert [example.rpartition(":")[2] for example in doubt.examples] == ["7", "2"]
+
+
+def lengths(tasks: range, *, sign: int = 1, order: str = "01234", **more: Any) -> list[dict[str, Any]]:
+    """Rollouts of each task from the shortest to the longest; `order` has the places of their rewards."""
+    return [
+        row(task, i, sign * int(place) / 5, "x" * (10 + i + 100 * task), **more)
+        for task in tasks
+        for i, place in enumerate(order)
+    ]
+
+
+@pytest.mark.parametrize(("sign", "word"), [(1, "longer"), (-1, "shorter")])
+def test_reward_that_follows_length(tmp_path: Path, sign: int, word: str) -> None:
+    doubt = doubts(tmp_path, *lengths(range(10), sign=sign))["reward_follows_length"]
+    assert doubt.count == 50 and word in doubt.detail and f"{sign:+.2f}" in doubt.detail
+    assert len(doubt.examples) == 5
+
+
+def test_reward_that_does_not_follow_length_within_tasks(tmp_path: Path) -> None:
+    kind = "reward_follows_length"
+    # One rollout or one task too few, though each shows it plainly.
+    assert kind not in doubts(tmp_path, *lengths(range(10))[:-1])
+    six = lengths(range(9), order="012345") + [row(20, i, 0.5, "x" * i) for i in range(1, 9)]
+    assert kind not in doubts(tmp_path, *six)
+    assert doubts(tmp_path, *six, *lengths(range(30, 31)))[kind].count == 59
+    # Ranks that correlate by 0.5 in nine tasks and in a tenth by 0.5 or by 0.4.
+    half = lengths(range(9), order="21043")
+    assert "+0.50" in doubts(tmp_path, *half, *lengths(range(9, 10), order="21043"))[kind].detail
+    assert kind not in doubts(tmp_path, *half, *lengths(range(9, 10), order="12304"))
+    # Not measured, or cut off.
+    cut = {"output": [said("x" * 999)], "status": "incomplete"}
+    assert kind not in doubts(tmp_path, *lengths(range(10), mask_sample=True))
+    odd = [row(t, i, i % 2, "x" * (10 + i // 2)) for t in range(20) for i in range(4)]
+    assert kind not in doubts(tmp_path, *odd, *(row(t, 9, -1.0, response=cut) for t in range(20)))
+    # Long tasks get more, their long rollouts do not.
+    hard = [row(t, i, t / 100 + (i % 2) / 200, "x" * (1000 * t + 10 + i)) for t in range(20) for i in range(4)]
+    assert kind not in doubts(tmp_path, *hard)
+
+
+def test_one_sided_tasks(tmp_path: Path) -> None:
+    def tasks(first: int, count: int, *rewards: float) -> list[dict[str, Any]]:
+        return [row(t, i, reward) for t in range(first, first + count) for i, reward in enumerate(rewards)]
+
+    # Half of the groups that are large enough; small ones do not count.
+    mixed = tasks(100, 3, 0.0, 0.0, 0.0, 1.0)
+    small = tasks(200, 9, 0.0, 0.0, 0.0)
+    assert "always_zero" not in doubts(tmp_path, *mixed, *small, *tasks(0, 2, 0.0, 0.0, 0.0, 0.0))
+    found = doubts(tmp_path, *mixed, *small, *tasks(0, 3, 0.0, 0.0, 0.0, 0.0))
+    assert found.keys() == {"always_zero"}
+    assert found["always_zero"].detail.startswith("3 of 6 tasks") and found["always_zero"].detail.endswith("got 0")
+    assert len(found["always_zero"].examples) == found["always_zero"].count == 3
+    # Twenty, however many others there are.
+    many = tasks(300, 30, 0.0, 1.0, 1.0, 1.0)
+    assert "always_one" not in doubts(tmp_path, *many, *tasks(0, 19, 1.0, 1.0, 1.0, 1.0))
+    assert doubts(tmp_path, *many, *tasks(0, 20, 1.0, 1.0, 1.0, 1.0))["always_one"].count == 20
+
+
+@pytest.mark.parametrize(
+    ("rewards", "kinds"),
+    [
+        ([1.0] * 4, {"always_one"}),
+        ([0.5] * 4, set()),
+        ([5.0] * 4, set()),
+        ([-1.0, 1.0, 1.0, 1.0], set()),
+    ],
+)
+def test_the_ends_of_the_scale(tmp_path: Path, rewards: list[float], kinds: set[str]) -> None:
+    assert doubts(tmp_path, *(row(0, i, reward) for i, reward in enumerate(rewards))).keys() == kinds
+
+
+def test_a_scale_beyond_zero_and_one_ends_where_its_rewards_do(tmp_path: Path) -> None:
+    rewards = [[-1.0] * 4, [3.0] * 4]
+    found = doubts(tmp_path, *(row(t, i, r) for t, group in enumerate(rewards) for i, r in enumerate(group)))
+    assert found["always_zero"].detail.endswith("got -1") and found["always_one"].detail.endswith("got 3")
+
+
+def test_suspicions_have_a_panel_of_their_own(tmp_path: Path) -> None:
+    shown = view(summary(tmp_path, *(row(0, i, 0.0) for i in range(4))), 80)
+    assert "Look twice" in shown and "1 × always zero" in shown and "at rollouts.jsonl:1" in shown
+    assert "Look twice" not in view(summary(tmp_path, row(0, 0, 0.0)))
+
+
+def test_long_paths_keep_both_ends(tmp_path: Path) -> None:
+    for name in ("begin" + "x" * 90, "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "end-rollouts.jsonl").write_text(json.dumps(row(0, 0, 1.0)) + "\n")
+    shown = view(inspect_rollouts(list(tmp_path.iterdir())), 80)
+    assert "beginx" in shown and "…" in shown and "other/end-rollouts.jsonl (1)" in shown
+    assert max(map(len, shown.splitlines())) == 80

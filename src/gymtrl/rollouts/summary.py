@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
 
 import msgspec
+import polars as pl
 
-from .groups import group_key, tied_tasks
-from .keys import completion_key
-from .quality import default_threshold, measured, unfit
-from .record import Line, Rollout
+from .groups import tied_tasks
+from .quality import default_threshold
 from .remedies import remedy_for
-from .sidecars import count_failures
-from .table import text_length
+from .sidecars import count_failures, load_sidecar
+from .suspicions import EXAMPLES, MEASURED, places, suspicions
+from .suspicions import Suspicion as Suspicion
+from .table import COMPONENT, SCHEMA
 
-EXAMPLES = 5
 MAX_PER_TASK = 4  # the default of FilterSettings.max_per_task, which this package does not import
 _BINS = 10
 _MANY = 12
+_SERIES = ("turns", "tool_calls", "prompt_chars", "completion_chars", "input_tokens", "output_tokens")
+_HISTOGRAMS = ("turns", "tool_calls", "completion_chars", "output_tokens")
+_OK = pl.col("verdict") == "ok"
+_FIT = MEASURED & ~pl.col("truncated") & pl.col("fault").is_null()
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -45,11 +46,20 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """Rewards from `low` to `high`; equal bounds where the file has few distinct values."""
+    """Values from `low` to `high`; equal bounds where there are few distinct ones."""
 
     low: float
     high: float
     count: int
+
+
+class Component(msgspec.Struct, frozen=True):
+    """One part of the reward, over its finite values."""
+
+    n: int
+    minimum: float
+    mean: float
+    maximum: float
 
 
 class Rewards(msgspec.Struct, frozen=True):
@@ -61,6 +71,7 @@ class Rewards(msgspec.Struct, frozen=True):
         minimum, maximum, mean (`float`, *optional*): `None` where `n` is 0.
         distinct (`int`): Distinct values.
         bins (`list[Bin]`): Up to 12 distinct values one by one, else ten ranges of equal width.
+        components (`dict[str, Component]`): Parts of the reward by name, where the environment tells them.
     """
 
     n: int
@@ -72,6 +83,7 @@ class Rewards(msgspec.Struct, frozen=True):
     mean: float | None
     distinct: int
     bins: list[Bin]
+    components: dict[str, Component]
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -95,6 +107,11 @@ class Tasks(msgspec.Struct, frozen=True):
         group_sizes (`dict[int, int]`): How many groups have that many rollouts.
         prompt_differs (`int`): Task indexes whose rollouts were asked different things, so that they are no groups.
         never, sometimes, always (`int`): Groups by how often their valid rollouts reach the threshold.
+        asked (`int`): Rollouts that the materialized inputs beside the files asked for; 0 where there are none.
+        missing (`int`): Of these, the ones without a line. Rejected lines and rollouts without an index do not tell
+            which one they answer: each is taken to answer one.
+        pass_rates (`list[Bin]`): Groups by the share of their valid rollouts that reach the threshold, in ten ranges;
+            empty where there is no threshold.
     """
 
     tasks: int
@@ -106,6 +123,9 @@ class Tasks(msgspec.Struct, frozen=True):
     never: int
     sometimes: int
     always: int
+    asked: int
+    missing: int
+    pass_rates: list[Bin]
 
 
 class GoodFor(msgspec.Struct, frozen=True):
@@ -114,7 +134,7 @@ class GoodFor(msgspec.Struct, frozen=True):
     Attributes:
         threshold (`float`, *optional*): Lowest good reward; `None` where the user has to name it.
         threshold_why (`str`): The rule that gave it.
-        sft_rows (`int`): Good, whole, distinct completions, at most four a task.
+        sft_rows (`int`): Good, whole, distinct completions, at most `max_per_task` a task.
         dpo_pairs (`int`): Groups with a good rollout and a bad one.
         grpo_groups (`int`): Groups whose rewards differ.
     """
@@ -127,7 +147,12 @@ class GoodFor(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """All of it. `lines` is the sum of the counts of `findings`; the rest describes rollouts (`ok` and `context`)."""
+    """All of it. `lines` is the sum of the counts of `findings`; the rest describes rollouts (`ok` and `context`).
+
+    `tools`, `models`, `agents` and `flags` count rollouts, the most frequent first; a tool counts once for each rollout
+    that calls it. `histograms` has `turns`, `tool_calls`, `completion_chars` and `output_tokens`, in bins like those of
+    the rewards.
+    """
 
     files: dict[str, int]
     lines: int
@@ -150,202 +175,224 @@ class Summary(msgspec.Struct, frozen=True):
     masked: int
     recorded_tokens: int
     world_failures: dict[str, int]
+    suspicions: list[Suspicion]
+    histograms: dict[str, list[Bin]]
 
 
-@dataclass
-class _Group:
-    tasks: set[str] = field(default_factory=set)
-    size: int = 0
-    rewards: array[float] = field(default_factory=lambda: array("d"))  # valid ones
-    ok_rewards: array[float] = field(default_factory=lambda: array("d"))
-    fit_rewards: array[float] = field(default_factory=lambda: array("d"))
+def summarize(table: pl.LazyFrame, *, max_per_task: int = MAX_PER_TASK) -> Summary:
+    """Summarizes a rollout table. Each figure reads the columns that it needs, so that large tables fit as well.
 
-
-@dataclass
-class _Tally:
-    """What one pass collects; numbers and keys, never a chat."""
-
-    files: Counter[str] = field(default_factory=Counter)
-    findings: dict[tuple[str, str], tuple[int, list[str], str]] = field(default_factory=dict)
-    groups: defaultdict[str, _Group] = field(default_factory=lambda: defaultdict(_Group))
-    # Distinct completions of a task that could be learned from, with their rewards, by task key.
-    candidates: defaultdict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
-    tasks: set[tuple[str, str | None]] = field(default_factory=set)  # task key and input key
-    clusters: set[str] = field(default_factory=set)
-    counts: Counter[str] = field(default_factory=Counter)
-    series: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(lambda: array("q")))
-    names: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-
-
-def summarize(lines: Iterable[Line]) -> Summary:
-    """Summarizes lines in one pass, keeping numbers and keys only.
-
-    Failed attempts are counted from the `_failures.jsonl` beside each file.
+    What was asked for and what failed is read from the files beside those that the table names.
 
     Args:
-        lines (`Iterable[Line]`): As `read_lines` gives them.
+        table (`pl.LazyFrame`): As `rollout_table` makes it, or a scan of such a table on disk.
+        max_per_task (`int`, *optional*, defaults to 4): How many rollouts of a task `GoodFor.sft_rows` counts.
 
     Returns:
         `Summary`: Plain data; `msgspec.json.encode` writes it.
     """
-    tally = _Tally()
-    for line in lines:
-        tally.files[line.origin.file] += 1
-        count, examples, detail = tally.findings.get((line.verdict, line.reason), (0, [], line.detail))
-        if len(examples) < EXAMPLES:
-            examples.append(str(line.origin))
-        tally.findings[line.verdict, line.reason] = (count + 1, examples, detail)
-        if line.rollout is not None:
-            _add(tally, line.rollout, ok=line.verdict == "ok")
-    return _finish(tally)
-
-
-def _add(tally: _Tally, rollout: Rollout, *, ok: bool) -> None:
-    group = tally.groups[group_key(rollout)]
-    group.tasks.add(rollout.task_key)
-    group.size += 1
-    tally.tasks.add((rollout.task_key, rollout.input_key))
-    tally.clusters.add(rollout.cluster_key)
-    reward = rollout.reward
-    if reward is None:
-        tally.counts["missing"] += 1
-    elif not math.isfinite(reward):
-        tally.counts["non_finite"] += 1
-    elif measured(rollout):
-        group.rewards.append(reward)
-        if ok:
-            group.ok_rewards.append(reward)
-            if not unfit(rollout):
-                group.fit_rewards.append(reward)
-                same = tally.candidates[rollout.task_key]
-                key = completion_key(rollout.completion)
-                same[key] = max(reward, same.get(key, reward))
-    tally.counts["masked"] += rollout.masked
-    tally.counts["truncated"] += rollout.truncated
-    tally.counts["recorded"] += bool(rollout.recorded)
-    tally.counts["with_input_row"] += rollout.input_key is not None
-    series = tally.series
-    series["turns"].append(rollout.turns)
-    series["tool_calls"].append(rollout.n_tool_calls)
-    series["prompt_chars"].append(text_length(rollout.prompt))
-    series["completion_chars"].append(text_length(rollout.completion))
-    if rollout.input_tokens is not None:
-        series["input_tokens"].append(rollout.input_tokens)
-    if rollout.output_tokens is not None:
-        series["output_tokens"].append(rollout.output_tokens)
-    tally.names["models"][rollout.model or ""] += 1
-    tally.names["agents"][rollout.environment or rollout.agent or ""] += 1
-    tally.names["flags"].update(rollout.flags)
-    tally.names["tools"].update(call.name for message in rollout.completion for call in message.tool_calls)
-
-
-def _finish(tally: _Tally) -> Summary:
+    rollouts = table.filter(pl.col("verdict").is_in(["ok", "context"]))
+    doubts = suspicions(rollouts)  # first, because it takes the most memory, which the others then use again
+    findings = _findings(table)
     verdicts: Counter[str] = Counter({"ok": 0, "context": 0, "reject": 0, "skip": 0})
-    findings = []
-    for (verdict, reason), (count, examples, detail) in tally.findings.items():
-        verdicts[verdict] += count
-        findings.append(Finding(verdict, reason, count, examples, detail, remedy_for(verdict, reason)))
-    order = list(verdicts)
-    findings.sort(key=lambda f: (order.index(f.verdict), -f.count, f.reason))
-    whole = [group for group in tally.groups.values() if len(group.tasks) == 1]
-    good_for = _good_for(tally, whole)
+    for finding in findings:
+        verdicts[finding.verdict] += finding.count
+    files = _counted(table, "file", by_count=False)
     failures: Counter[str] = Counter()
-    for file in tally.files:
+    for file in files:
         failures.update(count_failures(Path(file)))
-    spreads = {name: _spread(tally.series[name]) for name in _SERIES}
+    good_for = _good_for(rollouts, max_per_task)
+    spreads, histograms = {}, {}
+    for name in _SERIES:
+        values = _ranked(rollouts, name)
+        spreads[name] = _spread(values)
+        if name in _HISTOGRAMS:
+            histograms[name] = _bins(values)
+    marks = rollouts.select(
+        pl.col("truncated", "masked").sum(), recorded_tokens=pl.col("recorded_tokens").count()
+    ).collect()
     return Summary(
-        files=dict(tally.files),
-        lines=sum(tally.files.values()),
+        files=files,
+        lines=verdicts.total(),
         verdicts=dict(verdicts),
         findings=findings,
-        rewards=_rewards(tally),
-        tasks=_tasks(tally, whole, good_for.threshold),
+        rewards=_rewards(rollouts),
+        tasks=_tasks(table, rollouts, list(files), good_for.threshold),
         good_for=good_for,
-        **spreads,
-        tools=dict(tally.names["tools"].most_common()),
-        models=dict(tally.names["models"].most_common()),
-        agents=dict(tally.names["agents"].most_common()),
-        flags=dict(tally.names["flags"].most_common()),
-        truncated=tally.counts["truncated"],
-        masked=tally.counts["masked"],
-        recorded_tokens=tally.counts["recorded"],
+        turns=spreads["turns"],
+        tool_calls=spreads["tool_calls"],
+        prompt_chars=spreads["prompt_chars"],
+        completion_chars=spreads["completion_chars"],
+        input_tokens=spreads["input_tokens"],
+        output_tokens=spreads["output_tokens"],
+        tools=_counted(rollouts.select(pl.col("tools").explode()).drop_nulls(), "tools"),
+        models=_counted(rollouts.select(pl.col("model").fill_null("")), "model"),
+        agents=_counted(rollouts.select(agent=pl.coalesce("environment", "agent", pl.lit(""))), "agent"),
+        flags=_counted(rollouts.select(pl.col("flags").explode()).drop_nulls(), "flags"),
+        **marks.row(0, named=True),
         world_failures=dict(failures),
+        suspicions=doubts,
+        histograms=histograms,
     )
 
 
-_SERIES = ("turns", "tool_calls", "prompt_chars", "completion_chars", "input_tokens", "output_tokens")
+def _findings(table: pl.LazyFrame) -> list[Finding]:
+    counts = table.group_by("verdict", "reason").len().collect(engine="streaming")
+    found = []
+    for verdict, reason, count in counts.iter_rows():
+        lines = table.filter(pl.col("verdict") == verdict, pl.col("reason") == reason).select("file", "line", "detail")
+        first = lines.head(EXAMPLES).collect()
+        detail, remedy = first["detail"][0] or "", remedy_for(verdict, reason)
+        found.append(Finding(verdict, reason, count, places(first["file"], first["line"]), detail, remedy))
+    order = ["ok", "context", "reject", "skip"]
+    return sorted(found, key=lambda f: (order.index(f.verdict), -f.count, f.reason))
 
 
-def _good_for(tally: _Tally, whole: Sequence[_Group]) -> GoodFor:
-    threshold, why = default_threshold({reward for group in tally.groups.values() for reward in group.ok_rewards})
-    rows = pairs = 0
-    if threshold is not None:
-        same = tied_tasks(tally.tasks)
-        good: defaultdict[str, set[str]] = defaultdict(set)
-        for task, completions in tally.candidates.items():
-            good[same[task]].update(key for key, reward in completions.items() if reward >= threshold)
-        rows = sum(min(MAX_PER_TASK, len(completions)) for completions in good.values())
-        pairs = sum(
-            any(r >= threshold for r in group.fit_rewards) and any(r < threshold for r in group.ok_rewards)
-            for group in whole
-        )
-    varied = sum(len(set(group.ok_rewards)) > 1 for group in whole)
-    return GoodFor(threshold, why, rows, pairs, varied)
+def _counted(table: pl.LazyFrame, column: str, *, by_count: bool = True) -> dict[str, int]:
+    """How often each value occurs: the most frequent first, else and where equal, the first seen first."""
+    counts = table.group_by(column, maintain_order=True).len()
+    if by_count:
+        counts = counts.sort("len", descending=True, maintain_order=True)
+    return dict(counts.collect().iter_rows())
 
 
-def _tasks(tally: _Tally, whole: Sequence[_Group], threshold: float | None) -> Tasks:
-    shares = Counter[str]()
-    for group in whole:
-        if threshold is not None and group.rewards:
-            good = sum(reward >= threshold for reward in group.rewards)
-            shares["always" if good == len(group.rewards) else "sometimes" if good else "never"] += 1
-    return Tasks(
-        tasks=len({task for task, _ in tally.tasks}),
-        clusters=len(tally.clusters),
-        with_input_row=tally.counts["with_input_row"],
-        groups=len(whole),
-        group_sizes=dict(sorted(Counter(group.size for group in whole).items())),
-        prompt_differs=len(tally.groups) - len(whole),
-        never=shares["never"],
-        sometimes=shares["sometimes"],
-        always=shares["always"],
+def _ranked(rollouts: pl.LazyFrame, column: str) -> pl.Series:
+    return rollouts.select(pl.col(column).drop_nulls().sort()).collect().to_series()
+
+
+def _rewards(rollouts: pl.LazyFrame) -> Rewards:
+    reward = pl.col("reward")
+    lacking = rollouts.select(
+        missing=reward.is_null().sum(), non_finite=(~reward.is_finite()).sum(), masked=pl.col("masked").sum()
     )
-
-
-def _rewards(tally: _Tally) -> Rewards:
-    values = Counter[float]()
-    for group in tally.groups.values():
-        values.update(group.rewards)
-    n = values.total()
-    low, high = (min(values), max(values)) if values else (None, None)
+    values = _ranked(rollouts.filter(MEASURED), "reward")
+    whole = _component(values)
+    names = [name for name in rollouts.collect_schema().names()[len(SCHEMA) :] if name.startswith(COMPONENT)]
+    parts = {n: _component(_ranked(rollouts.filter(pl.col(n).is_finite()), n)) for n in names}
     return Rewards(
-        n=n,
-        missing=tally.counts["missing"],
-        non_finite=tally.counts["non_finite"],
-        masked=tally.counts["masked"],
-        minimum=low,
-        maximum=high,
-        mean=math.fsum(value * count for value, count in values.items()) / n if n else None,
-        distinct=len(values),
+        n=len(values),
+        **lacking.collect().row(0, named=True),
+        minimum=whole.minimum if whole else None,
+        maximum=whole.maximum if whole else None,
+        mean=whole.mean if whole else None,
+        distinct=values.n_unique(),
         bins=_bins(values),
+        components={name.removeprefix(COMPONENT): part for name, part in parts.items() if part},
     )
 
 
-def _bins(values: Counter[float]) -> list[Bin]:
-    if len(values) <= _MANY:
-        return [Bin(value, value, values[value]) for value in sorted(values)]
-    low, high = min(values), max(values)
+def _component(ranked: pl.Series) -> Component | None:
+    """The figures of sorted finite values, `None` where there are none."""
+    if ranked.is_empty():
+        return None
+    low, high = ranked[0], ranked[-1]
+    scale = max(-low, high) or 1.0  # the sum of values that are each a float may be none
+    return Component(len(ranked), low, float((ranked.to_numpy() / scale).mean()) * scale, high)
+
+
+def _bins(values: pl.Series) -> list[Bin]:
+    counts = values.value_counts(name="count").select(pl.nth(0).cast(pl.Float64).alias("value"), "count").sort("value")
+    if len(counts) <= _MANY:
+        return [Bin(value, value, count) for value, count in counts.iter_rows()]
+    low, high = counts["value"][0], counts["value"][-1]
     # Halves first: the width of a range from -1e308 to 1e308 is no float.
     width = high / _BINS - low / _BINS
-    counts = [0] * _BINS
-    for value, count in values.items():
-        counts[min(_BINS - 1, int((value / width) - (low / width)))] += count
-    return [Bin(low + i * width, high if i == _BINS - 1 else low + (i + 1) * width, n) for i, n in enumerate(counts)]
+    place = (pl.col("value") / width - low / width).cast(pl.Int64, strict=False).fill_null(0).clip(0, _BINS - 1)
+    filled = dict(counts.group_by(place).agg(pl.col("count").sum()).iter_rows())
+    edges = [*(low + i * width for i in range(_BINS)), high]
+    return [Bin(edges[i], edges[i + 1], filled.get(i, 0)) for i in range(_BINS)]
 
 
-def _spread(values: array[int]) -> Spread:
-    if not values:
+def _spread(ranked: pl.Series) -> Spread:
+    if ranked.is_empty():
         return Spread(0, 0, 0, 0, 0)
-    ranked = sorted(values)
     last = len(ranked) - 1
     return Spread(len(ranked), ranked[0], ranked[last // 2], ranked[math.ceil(0.95 * last)], ranked[last])
+
+
+def _tasks(table: pl.LazyFrame, rollouts: pl.LazyFrame, files: list[str], threshold: float | None) -> Tasks:
+    keys = {
+        name: rollouts.select(pl.col(name).hash().n_unique()).collect().item() for name in ("task_key", "cluster_key")
+    }
+    apart = rollouts.filter(pl.col("group").is_null())
+    indexes = apart.select("file", pl.coalesce("environment", "agent"), "task_index").unique().select(pl.len())
+    groups = (
+        rollouts.filter(pl.col("group").is_not_null())
+        .group_by("group")
+        .agg(size=pl.len(), valid=MEASURED.sum(), good=(MEASURED & _good(threshold)).sum())
+        .select("size", "valid", "good")
+        .collect()
+    )
+    measured = groups.filter(pl.col("valid") > 0) if threshold is not None else groups.clear()
+    never = len(measured.filter(pl.col("good") == 0))
+    always = len(measured.filter(pl.col("good") == pl.col("valid")))
+    asked, missing = _asked(table, rollouts, files)
+    return Tasks(
+        tasks=keys["task_key"],
+        clusters=keys["cluster_key"],
+        with_input_row=rollouts.select(pl.col("input_key").count()).collect().item(),
+        groups=len(groups),
+        group_sizes=dict(groups["size"].value_counts().sort("size").iter_rows()),
+        prompt_differs=indexes.collect().item(),
+        never=never,
+        sometimes=len(measured) - never - always,
+        always=always,
+        asked=asked,
+        missing=missing,
+        pass_rates=[] if threshold is None else _pass_rates(measured),
+    )
+
+
+def _pass_rates(measured: pl.DataFrame) -> list[Bin]:
+    tenth = (pl.col("good") * _BINS // pl.col("valid")).clip(0, _BINS - 1)
+    filled = dict(measured.group_by(tenth).agg(pl.len()).iter_rows())
+    return [Bin(i / _BINS, (i + 1) / _BINS, filled.get(i, 0)) for i in range(_BINS)]
+
+
+def _asked(table: pl.LazyFrame, rollouts: pl.LazyFrame, files: list[str]) -> tuple[int, int]:
+    """How many rollouts were asked for, and how many of them no line answers."""
+    asked = missing = 0
+    indexes = {"task_index": pl.Int64(), "repeat": pl.Int64()}
+    for file in files:
+        rows = load_sidecar(Path(file)).rows
+        if not rows:
+            continue
+        here = pl.col("file") == file
+        columns = dict(zip(indexes, zip(*rows, strict=True), strict=True))
+        wanted = pl.LazyFrame(columns, schema=indexes, strict=False)  # an index too large for a rollout is null
+        unanswered = wanted.join(rollouts.filter(here).select(*indexes), on=list(indexes), how="anti").select(pl.len())
+        nameless = pl.any_horizontal(pl.col(*indexes).is_null()) & (pl.col("verdict") != "skip")
+        others = table.filter(here & nameless).select(pl.len())
+        asked += len(rows)
+        missing += max(0, unanswered.collect().item() - others.collect().item())
+    return asked, missing
+
+
+def _good_for(rollouts: pl.LazyFrame, max_per_task: int) -> GoodFor:
+    reward = pl.col("reward")
+    usable = rollouts.filter(_OK & MEASURED)
+    values = usable.select(reward.unique().sort()).collect().to_series()
+    # Three values say what all of them do, and there may be as many as rollouts.
+    threshold, why = default_threshold([*values.head(2), *values.tail(1)])
+    groups = usable.filter(pl.col("group").is_not_null()).group_by("group")
+    good = _good(threshold)
+    pair = (_FIT & good).any() & (~good).any()
+    found = groups.agg(pair=pair, varied=reward.n_unique() > 1).select(pl.col("pair", "varied").sum()).collect()
+    rows = 0 if threshold is None else _sft_rows(rollouts, usable.filter(_FIT & good), max_per_task)
+    return GoodFor(threshold, why, rows, *found.row(0))
+
+
+def _good(threshold: float | None) -> pl.Expr:
+    """Whether the reward reaches the threshold; null where there is none."""
+    return pl.col("reward") >= pl.lit(threshold, pl.Float64)
+
+
+def _sft_rows(rollouts: pl.LazyFrame, good: pl.LazyFrame, max_per_task: int) -> int:
+    # Digests of keys do here: their text is what would take the memory.
+    pairs = rollouts.select(task=pl.col("task_key").hash(), row=pl.col("input_key").hash()).drop_nulls().unique()
+    shared = pairs.filter(pl.len().over("row") > 1).collect()["row"].unique()
+    tied = rollouts.filter(pl.col("input_key").hash().is_in(shared.implode())).select("task_key", "input_key").unique()
+    same = tied_tasks(tied.collect().iter_rows()) if len(shared) else {}
+    task, completion = pl.col("task_key").replace(same).hash(), pl.col("completion_key").hash()
+    distinct = good.select(task, completion).unique().group_by("task_key").len()
+    return int(distinct.select(pl.col("len").clip(0, max_per_task).sum()).collect().item())
