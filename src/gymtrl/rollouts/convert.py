@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,12 +15,14 @@ from .loose import flat_output, has_audio, loose_items, refuse_surrogates
 from .messages import Conversation, prompt_head, read_items
 from .record import Line, Origin, Rollout, Sampling
 from .sidecars import Sidecar
-from .source import Facts, Item, Request, Response, Row, decode_row, pick
+from .source import Facts, Item, Request, Response, Row, Usage, decode_row, keys_of, pick
 from .tools import NO_TOOLS, Tools, decode_tools, read_tools
 
 # By how much the counted prompt tokens may exceed the characters that the row shows: chat templates and default system
 # prompts add a few hundred at most, and a token is rarely less than a character.
 HIDDEN_CONTEXT_TOKENS = 500
+
+_UNCOUNTED = Usage()
 
 
 def judge(data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
@@ -68,21 +71,24 @@ class _Chat(NamedTuple):
 def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line | None:
     """The verdict on a row of the usual shape, `None` where it needs a second look."""
     request, response = row.responses_create_params, row.response
-    if not isinstance(request, Request) or not isinstance(response, Response) or row._ng_failure_class is not None:
-        return None
-    asked, output = _asked(request), response.output
-    if not output or not is_regular(asked) or not is_regular(output) or has_audio(request.metadata):
+    failed = row._ng_failure_class is not None
+    if not isinstance(request, Request) or not isinstance(response, Response) or failed:
+        keys = keys_of(data)
+        asked, answered = isinstance(request, Request), isinstance(response, Response)
+        return _no_rollout(_kind(keys, failed=failed, asked=asked, answered=answered), keys, origin)
+    given, output = _asked(request), response.output
+    if not output or not is_regular(given) or not is_regular(output) or has_audio(request.metadata):
         return None
     try:
-        conversation = read_items(asked, output)
+        conversation = read_items(given, output)
         offered = decode_tools(bytes(request.tools))
         # Where the request declares all that is called, its echo in the response adds nothing.
         needed = offered is NO_TOOLS or conversation.called - offered.names
         echoed = decode_tools(bytes(response.tools)) if needed else NO_TOOLS
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
-    text = sum(len(message.content) for message in conversation.prompt)
-    chat = _Chat(conversation, request, response, offered, echoed, text)
+    visible = sum([len(message.content) for message in conversation.prompt])
+    chat = _Chat(conversation, request, response, offered, echoed, visible)
     if _hides_context(chat) or _has_escapes(conversation):
         return None
     return _line(row, chat, decode_json(data) if cluster else None, origin, sidecar, cluster)
@@ -91,24 +97,28 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
 def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
     if not isinstance(value, dict):
         return Line(origin, "reject", "not_object", f"a JSON {_json_type(value)}, not an object")
-    kind = _kind(value)
-    if kind in ("materialized_input", "reward_profile"):
-        return Line(origin, "skip", kind, "a row of a file that Gym writes beside the rollouts")
+    failed = value.get("_ng_failure_class") is not None
+    asked, answered = (isinstance(value.get(key), dict) for key in ("responses_create_params", "response"))
+    kind = _kind(value, failed=failed, asked=asked, answered=answered)
     if kind:
-        return Line(origin, "reject", kind, _KIND_DETAIL[kind].format(keys=", ".join(list(map(str, value))[:5])))
+        return _no_rollout(kind, value, origin)
     request, response = value["responses_create_params"], value["response"]
     try:
-        asked, output = loose_items(request, response)
-        conversation = read_items(asked, output)
+        given, output = loose_items(request, response)
+        conversation = read_items(given, output)
         refuse_surrogates(conversation)
         offered, echoed = read_tools(request.get("tools")), read_tools(response.get("tools"))
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
     head = flat_output(response["output"])[: prompt_head(output)]
+    usage = response.get("usage")
     chat = _Chat(
         conversation,
         pick(Request, request, "temperature", "top_p", "max_output_tokens"),
-        pick(Response, response, "usage", "status", "incomplete_details", "model"),
+        Response(
+            usage=pick(Usage, usage, "input_tokens", "output_tokens") if isinstance(usage, dict) else None,
+            **{name: response.get(name) for name in ("status", "incomplete_details", "model")},
+        ),
         offered,
         echoed,
         _visible(request, head),
@@ -124,20 +134,25 @@ _KIND_DETAIL = {
 }
 
 
-def _kind(row: dict[str, Any]) -> str:
+def _kind(keys: Iterable[str], *, failed: bool, asked: bool, answered: bool) -> str:
     """What a row is where it is no rollout, `""` where it is one."""
-    if row.get("_ng_failure_class") is not None:
+    if failed:
         return "failure_row"
-    asked = isinstance(row.get("responses_create_params"), dict)
-    if asked and isinstance(row.get("response"), dict):
+    if asked and answered:
         return ""
-    if "_ng_result_type" in row or "episode_interaction_protocol" in row:
+    if "_ng_result_type" in keys or "episode_interaction_protocol" in keys:
         return "episode_result"
-    if any(key.startswith("mean/") for key in row):
+    if any(key.startswith("mean/") for key in keys):
         return "reward_profile"
     if asked:
-        return "materialized_input" if "_ng_rollout_index" in row else "task_only"
+        return "materialized_input" if "_ng_rollout_index" in keys else "task_only"
     return "custom_record"
+
+
+def _no_rollout(kind: str, keys: Iterable[str], origin: Origin) -> Line:
+    if kind in ("materialized_input", "reward_profile"):
+        return Line(origin, "skip", kind, "a row of a file that Gym writes beside the rollouts")
+    return Line(origin, "reject", kind, _KIND_DETAIL[kind].format(keys=", ".join(list(keys)[:5])))
 
 
 def _asked(request: Request) -> list[Item]:
@@ -185,7 +200,7 @@ def _rollout(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sid
     elif reward is not None:
         reward = None
         flags.add("reward_not_a_number")
-    usage = response.usage if isinstance(response.usage, dict) else {}
+    usage = response.usage or _UNCOUNTED
     said = [message for message in conversation.completion if message.role == "assistant"]
     return Rollout(
         origin=origin,
@@ -205,8 +220,8 @@ def _rollout(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sid
         n_tool_calls=sum([len(message.tool_calls) for message in said]),
         truncated=response.status == "incomplete" or bool(response.incomplete_details),
         masked=facts.mask_sample is True,
-        input_tokens=_integer(usage.get("input_tokens")),
-        output_tokens=_integer(usage.get("output_tokens")),
+        input_tokens=_integer(usage.input_tokens),
+        output_tokens=_integer(usage.output_tokens),
         flags=tuple(sorted(flags)) if flags else (),
         recorded=conversation.recorded,
         sampling=Sampling(_number(request.temperature), _number(request.top_p), _integer(request.max_output_tokens)),
@@ -216,12 +231,11 @@ def _rollout(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sid
 
 def _hides_context(chat: _Chat) -> bool:
     """Whether more prompt tokens were counted than what is visible can have."""
-    usage = chat.response.usage
-    counted = _integer(usage.get("input_tokens")) if isinstance(usage, dict) else None
+    counted = _integer((chat.response.usage or _UNCOUNTED).input_tokens)
     if counted is None or counted <= HIDDEN_CONTEXT_TOKENS + chat.visible:
         return False
     prompt, completion = chat.conversation.prompt, chat.conversation.completion
-    one_turn = sum(message.role == "assistant" for message in completion) == 1
+    one_turn = [message.role for message in completion].count("assistant") == 1
     if not one_turn or any(message.images for message in (*prompt, *completion)):
         return False
     return counted > HIDDEN_CONTEXT_TOKENS + chat.visible + chat.tools.length

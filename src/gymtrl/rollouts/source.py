@@ -44,11 +44,18 @@ class Request(Struct, gc=False):
     max_output_tokens: Any = None
 
 
+class Usage(Struct, gc=False):
+    """Tokens that the model server counted."""
+
+    input_tokens: Any = None
+    output_tokens: Any = None
+
+
 class Response(Struct, gc=False):
     """`response`."""
 
     output: list[Item] = []
-    usage: Any = None
+    usage: Usage | None = None
     status: Any = None
     incomplete_details: Any = None
     model: Any = None
@@ -77,6 +84,7 @@ class Row(Facts, gc=False):
 
 T = TypeVar("T", bound=Struct)
 _decoder = msgspec.json.Decoder(Row)
+_keys_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
 def decode_row(data: bytes) -> Row | None:
@@ -95,6 +103,11 @@ def decode_row(data: bytes) -> Row | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return row
+
+
+def keys_of(data: bytes) -> list[str]:
+    """The keys of a row that `decode_row` could decode."""
+    return list(_keys_decoder.decode(data))
 
 
 def pick(kind: type[T], row: dict[str, Any], *names: str) -> T:
