@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gymtrl.rollouts.items import Refused
-from gymtrl.rollouts.loose import loose_items, refuse_surrogates
-from gymtrl.rollouts.messages import Conversation, read_items, rebuild_items
+from gymtrl.rollouts.loose import read_conversation
+from gymtrl.rollouts.messages import Conversation, rebuild_items
 from gymtrl.rollouts.reader import read_lines
 
 QUESTION = [{"role": "user", "content": "What is 6 x 7?"}]
@@ -33,9 +33,7 @@ def answer(call_id: str, output: Any = "done") -> dict[str, Any]:
 
 
 def chat(output: Any, given: Any = QUESTION, **request: Any) -> Conversation:
-    read = read_items(*loose_items({"input": given, **request}, {"output": output}))
-    refuse_surrogates(read)
-    return read
+    return read_conversation({"input": given, **request}, {"output": output})
 
 
 def refusal(output: Any, given: Any = QUESTION, **request: Any) -> str:

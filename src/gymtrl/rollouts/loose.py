@@ -9,8 +9,24 @@ from typing import Any, NoReturn
 
 from .codec import to_float
 from .items import KINDS, ROLES, TEXT_PARTS, Refused, image_url
-from .messages import Conversation
+from .messages import Conversation, read_items
 from .source import Item, Part
+
+
+def read_conversation(request: dict[str, Any], response: dict[str, Any]) -> Conversation:
+    """Reads the chat of a decoded row.
+
+    Args:
+        request (`dict`): `responses_create_params`.
+        response (`dict`): `response`.
+
+    Raises:
+        `Refused`: With the first reason, in the order in which they rank, why the row is no conversation.
+    """
+    asked, output = loose_items(request, response)
+    conversation = read_items(asked, output)
+    refuse_surrogates(conversation)
+    return conversation
 
 
 def loose_items(request: dict[str, Any], response: dict[str, Any]) -> tuple[list[Item], list[Item]]:

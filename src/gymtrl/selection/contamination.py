@@ -14,7 +14,7 @@ from gymtrl.errors import UserError
 from gymtrl.rollouts.codec import TOO_DEEP, decode_json, is_deep
 from gymtrl.rollouts.items import Refused
 from gymtrl.rollouts.keys import input_key
-from gymtrl.rollouts.messages import read_conversation
+from gymtrl.rollouts.loose import read_conversation
 from gymtrl.rollouts.reader import read_bytes, read_lines
 from gymtrl.rollouts.record import Line, Message
 from gymtrl.text import plain
