@@ -38,7 +38,8 @@ def decode_json(data: bytes) -> Any:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     try:
-        return json.loads(data)
+        # Not the bytes: Python would guess other encodings than UTF-8.
+        return json.loads(data.decode("utf-8-sig", "surrogatepass"))
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
 

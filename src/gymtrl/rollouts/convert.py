@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from .chat import as_rollout, is_chat
 from .codec import TOO_DEEP, decode_json, to_float, to_utf8
 from .items import Refused, is_regular
 from .keys import named_cluster, task_key
@@ -74,6 +75,8 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
     failed = row._ng_failure_class is not None
     if not isinstance(request, Request) or not isinstance(response, Response) or failed:
         keys = keys_of(data)
+        if "messages" in keys:
+            return None
         asked, answered = isinstance(request, Request), isinstance(response, Response)
         return _no_rollout(_kind(keys, failed=failed, asked=asked, answered=answered), keys, origin)
     given, output = _asked(request), response.output
@@ -100,7 +103,9 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
     failed = value.get("_ng_failure_class") is not None
     asked, answered = (isinstance(value.get(key), dict) for key in ("responses_create_params", "response"))
     kind = _kind(value, failed=failed, asked=asked, answered=answered)
-    if kind:
+    if kind == "custom_record" and is_chat(value):
+        value = as_rollout(value)
+    elif kind:
         return _no_rollout(kind, value, origin)
     request, response = value["responses_create_params"], value["response"]
     try:
