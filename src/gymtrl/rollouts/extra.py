@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from .codec import MAX_DEPTH, canonical_json, is_deep
 from .record import Rollout
 
@@ -15,10 +17,10 @@ _LONG_VALUES = frozenset({"parameters", "prompt_token_ids", "generation_token_id
 
 
 def extra_of(row: dict[str, Any], rollout: Rollout) -> dict[str, Any]:
-    """Takes out of a row what its record holds.
+    """What a row holds beside its record.
 
-    Keys of the environment stay as they are. In request and response a value that the record holds becomes
-    `{"$": place}`, and one that stands in a field of its own is left out.
+    Keys of the environment stay as they are. In request and response, a text or list that the record holds becomes
+    `{"$": place}`; scalars that it holds in a field of their own are left out.
 
     Args:
         row (`dict[str, Any]`): The decoded row.
@@ -27,9 +29,7 @@ def extra_of(row: dict[str, Any], rollout: Rollout) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: JSON data from which `rebuild_row` makes the row again.
     """
-    places: dict[str | bytes, int] = {}
-    for place, value in enumerate(_held(rollout)):
-        places.setdefault(_key(value), place)
+    places = {value if isinstance(value, str) else canonical_json(value): i for i, value in enumerate(_held(rollout))}
     extra = _subtract(row, _fields(rollout))
     return extra | {name: _pack(extra[name], places, 0) for name in _CHAT}
 
@@ -49,19 +49,16 @@ def rebuild_row(rollout: Rollout, extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields(rollout: Rollout) -> dict[str, Any]:
-    """The scalar fields, where a row has them; `None` stands for one that the row does not have in that form."""
-    sampling = rollout.sampling
+    """The scalar fields, each where a row has it; `None` where this row does not."""
+    usage = {"input_tokens": rollout.input_tokens, "output_tokens": rollout.output_tokens}
     return {
         "reward": rollout.reward,
         "_ng_task_index": rollout.task_index,
         "_ng_rollout_index": rollout.rollout_index,
         "_ng_environment_server": rollout.environment,
         "agent_ref": {"name": rollout.agent},
-        "responses_create_params": {name: getattr(sampling, name) for name in sampling.__struct_fields__},
-        "response": {
-            "model": rollout.model,
-            "usage": {"input_tokens": rollout.input_tokens, "output_tokens": rollout.output_tokens},
-        },
+        "responses_create_params": msgspec.structs.asdict(rollout.sampling),
+        "response": {"model": rollout.model, "usage": usage},
     }
 
 
@@ -98,10 +95,6 @@ def _held(rollout: Rollout) -> Iterator[Any]:
         yield from (list(turn.prompt_token_ids), list(turn.generation_token_ids), list(turn.generation_log_probs))
 
 
-def _key(value: Any) -> str | bytes:
-    return value if isinstance(value, str) else canonical_json(value)
-
-
 def _pack(value: Any, places: Mapping[str | bytes, int], depth: int) -> Any:
     # Deeper than any chat the value stays as it is, so that no row is too deep to be walked through.
     if isinstance(value, str):
@@ -121,7 +114,7 @@ def _pack(value: Any, places: Mapping[str | bytes, int], depth: int) -> Any:
 
 def _unpack(value: Any, held: list[Any], depth: int) -> Any:
     if isinstance(value, dict) and _REFERENCE in value:
-        value = value[_REFERENCE]
+        value = value[_REFERENCE]  # the place, or an object that has this key itself
         if isinstance(value, int):
             return held[value]
     if depth > MAX_DEPTH or not isinstance(value, dict | list):
