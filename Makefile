@@ -1,5 +1,7 @@
 # make demo         the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
 # make test         lint, types and all tests (PYTHON=... chooses the interpreter)
+# make conformance  every rollout that NeMo Gym ships: verdicts, and that nothing is lost (GYMTRL_GYM_FILES=... adds a folder)
+# make fuzz         100,000 shipped rows with broken bytes (GYMTRL_FUZZ=... says how many)
 # make benchmark    speed of the endpoint against plain generate
 # make clean        removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
@@ -13,7 +15,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test benchmark clean
+.PHONY: setup demo test conformance fuzz benchmark clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -30,6 +32,13 @@ test: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+conformance: setup
+	$(BIN)/pytest tests/test_conformance.py tests/test_lossless.py
+
+fuzz: export GYMTRL_FUZZ ?= 100000
+fuzz: setup
+	$(BIN)/pytest tests/test_fuzz.py
 
 benchmark: setup
 	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)

@@ -13,6 +13,9 @@ from rows import row, write_rows
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
 
+USER = {"role": "user", "content": "a"}
+
+
 def called(arguments: Any, **more: Any) -> dict[str, Any]:
     call = {"type": "function", "function": {"name": "add", "arguments": arguments}} | more
     return {"role": "assistant", "content": None, "reasoning_content": "Add them.", "tool_calls": [call]}
@@ -59,16 +62,16 @@ def test_images_come_along(tmp_path: Path) -> None:
     [
         ([{"role": "user", "content": "a"}], "no_assistant_turn"),
         ([{"role": "assistant", "content": "a"}], "no_prompt"),
-        ([{"role": "user", "content": "a"}, called("{")], "bad_tool_arguments"),
-        ([{"role": "user", "content": "a"}, called("{}"), {"role": "assistant", "content": "b"}], "missing_tool_output"),
+        ([USER, called("{")], "bad_tool_arguments"),
+        ([USER, called("{}"), {"role": "assistant", "content": "b"}], "missing_tool_output"),
         ([{"role": "critic", "content": "a"}], "no_prompt"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], "empty_assistant"),
+        ([USER, {"role": "assistant", "content": ""}], "empty_assistant"),
         ([{"role": "user", "content": 7}, {"role": "assistant", "content": "a"}], "unsupported_content_part"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": ["x"]}], "unsupported_item_type:tool_call"),
+        ([USER, {"role": "assistant", "content": "b", "tool_calls": ["x"]}], "unsupported_item_type:tool_call"),
         (["text"], "custom_record"),
         ([], "custom_record"),
     ],
-)  # fmt: skip
+)
 def test_unsound_chats_are_refused_as_gym_s_rows_are(tmp_path: Path, turns: list[Any], reason: str) -> None:
     assert only(tmp_path, *turns).reason == reason
 

@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +7,6 @@ import pytest
 from gymtrl.rollouts.items import Refused
 from gymtrl.rollouts.loose import read_conversation
 from gymtrl.rollouts.messages import Conversation, rebuild_items
-from gymtrl.rollouts.reader import read_lines
 
 QUESTION = [{"role": "user", "content": "What is 6 x 7?"}]
 
@@ -175,105 +170,3 @@ def test_token_ids_are_recorded_for_all_turns_or_none() -> None:
     assert chat([say("a", **{**tokens, "generation_token_ids": []})]).recorded == ()
     (turn,) = chat([say("a", **{**tokens, "generation_log_probs": [-0.5, -(10**399)]})]).recorded
     assert turn.generation_log_probs == (-0.5, float("-inf"))
-
-
-ORACLE = r"""
-import json, sys
-from nemo_gym.openai_utils import NeMoGymResponseCreateParamsNonStreaming as Params
-from nemo_gym.responses_converter import ResponsesConverter
-converter = ResponsesConverter(return_token_id_information=False)
-for line in sys.stdin:
-    items = json.loads(line)
-    chat = converter.responses_to_chat_completion_create_params(Params(input=items))
-    print(json.dumps(chat.model_dump(exclude_unset=True)["messages"]))
-"""
-
-
-def _source_items(row: dict[str, Any]) -> list[dict[str, Any]]:
-    request, output = row["responses_create_params"], row["response"]["output"]
-    given = request["input"]
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else list(given or [])
-    if request.get("instructions"):
-        items.insert(0, {"role": "system", "content": request["instructions"]})
-    said: list[dict[str, Any]] = output[-1] if isinstance(output[0], list) else output
-    return items + said
-
-
-def _normal(message: dict[str, Any]) -> tuple[Any, ...]:
-    content = message.get("content") or ""
-    images = []
-    if isinstance(content, list):
-        images = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
-        content = "".join(part["text"] for part in content if part["type"] == "text")
-    calls = [
-        (c["id"], c["function"]["name"], json.loads(c["function"]["arguments"]))
-        for c in message.get("tool_calls") or []
-    ]
-    content = content.replace("</think><think>", "\n\n")
-    return message["role"], content, images, calls, message.get("tool_call_id")
-
-
-def test_messages_equal_those_of_gyms_own_converter(gym_site_packages: Path, gym_python: Path, tmp_path: Path) -> None:
-    files = sorted(gym_site_packages.rglob("*rollout*.jsonl"))
-    lines = [line for line in read_lines(files) if line.verdict == "ok"]
-    assert len(lines) >= 485
-    sources, ours = [], []
-    for line in lines:
-        assert line.rollout is not None
-        with open(line.origin.file, "rb") as stream:
-            stream.seek(line.origin.offset)
-            row = json.loads(stream.read(line.origin.length))
-        sources.append(json.dumps(_source_items(row)))
-        messages = []
-        for message in (*line.rollout.prompt, *line.rollout.completion):
-            thoughts = message.reasoning_content
-            content = (f"<think>{thoughts}</think>" if thoughts is not None else "") + message.content
-            calls = [(c.id, c.name, c.arguments) for c in message.tool_calls]
-            messages.append((message.role, content, list(message.images), calls, message.tool_call_id))
-        ours.append(messages)
-    run = subprocess.run(
-        [str(gym_python), "-c", ORACLE],
-        input="\n".join(sources),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    theirs = [[_normal(message) for message in json.loads(line)] for line in run.stdout.splitlines()]
-    assert len(theirs) == len(ours)
-    different = [str(line.origin) for line, mine, gyms in zip(lines, ours, theirs, strict=True) if mine != gyms]
-    assert different == []
-
-
-def test_rebuilt_items_equal_the_source(gym_site_packages: Path) -> None:
-    checked = 0
-    for line in read_lines(sorted(gym_site_packages.rglob("*rollout*.jsonl"))):
-        if line.rollout is None:
-            continue
-        with open(line.origin.file, "rb") as stream:
-            stream.seek(line.origin.offset)
-            row = json.loads(stream.read(line.origin.length))
-        rebuilt = rebuild_items(line.rollout.prompt) + rebuild_items(line.rollout.completion)
-        assert _strings(rebuilt) == _strings(_source_items(row)), str(line.origin)
-        checked += 1
-    assert checked >= 538
-
-
-def _strings(items: list[dict[str, Any]]) -> list[str]:
-    """What is said and called, in any order within the row, without white space between joined parts."""
-    said = []
-    for item in items:
-        if item.get("type") == "function_call":
-            said.append(item["call_id"] + item["name"] + item["arguments"])
-        elif item.get("type") == "function_call_output":
-            said.append(item["call_id"] + item["output"])
-    texts = "".join(
-        item["content"] if isinstance(item.get("content"), str) else part.get("text") or part.get("image_url") or ""
-        for item in items
-        if item.get("type") not in ("function_call", "function_call_output")
-        for part in (item.get("summary") or item.get("content") or [{}])[
-            : 1 if isinstance(item.get("content"), str) else None
-        ]
-    )
-    return [*sorted(said), "".join(sorted(re.sub(r"\s", "", texts)))]

@@ -64,7 +64,7 @@ def digest(value: Any) -> str:
 def is_deep(value: Any) -> bool:
     """Whether a JSON value is nested deeper than `MAX_DEPTH`; looks level by level, so that any depth can be told."""
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         inner: list[Any] = []
         for outer in level:
             inner += outer.values() if type(outer) is dict else outer

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from gymtrl.errors import UserError
 
 from .sidecars import is_sidecar
 
-_PACKED = {b"\x1f\x8b": "gunzip -k", b"\x28\xb5\x2f\xfd": "unzstd"}
+PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of a packed file, and the program that packed it."""
+
+_UNPACK = {"gzip": "gunzip -k", "zstd": "unzstd"}
 _SEEMS = {
     "malformed_json": "it is not JSONL, one JSON object a line",
     "not_object": "its lines are JSON, but no objects",
@@ -42,35 +43,28 @@ def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
     files: dict[Path, Path] = {}
     for given in inputs:
         if given.is_dir():
-            found = sorted(path for path in given.glob("*rollouts*.jsonl") if path.is_file() and not is_sidecar(path))
+            found = rollout_files(given)
             if not found:
                 raise UserError(f"{given} holds no *rollouts*.jsonl", remedy=_below(given))
             for path in found:
                 files.setdefault(path.resolve(), path)
         elif not given.exists():
             raise UserError(f"{given} does not exist", remedy=_neighbours(given))
+        elif not given.is_file():
+            raise UserError(f"{given} is no file that can be read twice", remedy=f"pipe it in: ... - < {given}")
+        elif packed := packing(given):
+            raise UserError(f"{given} is compressed", remedy=f"unpack it first: {_UNPACK[packed]} {given}")
         else:
-            _refuse_packed(given)
             files.setdefault(given.resolve(), given)
     if not files:
         raise UserError("no rollout file was named", remedy="name a JSONL file that NeMo Gym wrote, or its folder")
     return list(files.values())
 
 
-def spool(stream: BinaryIO, into: Path) -> Path:
-    """Copies a stream, such as standard input or an opened `.gz` file, to a plain file, in which offsets hold.
-
-    Args:
-        stream (`BinaryIO`): Read to its end.
-        into (`Path`): The file to write; its folder is created.
-
-    Returns:
-        `Path`: `into`.
-    """
-    into.parent.mkdir(parents=True, exist_ok=True)
-    with into.open("wb") as target:
-        shutil.copyfileobj(stream, target, 1 << 20)
-    return into
+def rollout_files(folder: Path, suffix: str = ".jsonl") -> list[Path]:
+    """The rollout files directly in a folder, without sidecars, sorted."""
+    found = (path for path in folder.glob(f"*rollouts*{suffix}") if path.is_file())
+    return sorted(path for path in found if not is_sidecar(path))
 
 
 def require_rollouts(files: Sequence[Path], verdicts: Mapping[str, int]) -> None:
@@ -98,12 +92,11 @@ def require_rollouts(files: Sequence[Path], verdicts: Mapping[str, int]) -> None
     )
 
 
-def _refuse_packed(path: Path) -> None:
+def packing(path: Path) -> str:
+    """The program that packed a file, `gzip` or `zstd`; `""` where it is plain."""
     with path.open("rb") as stream:
         start = stream.read(4)
-    for magic, command in _PACKED.items():
-        if start.startswith(magic):
-            raise UserError(f"{path} is compressed", remedy=f"unpack it first: {command} {path}")
+    return next((name for magic, name in PACKED.items() if start.startswith(magic)), "")
 
 
 def _below(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import math
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -68,7 +68,7 @@ def read_range(
     """Reads the lines that begin in a part of a file.
 
     Args:
-        part (`Range`): Which part. What begins after the end that the file has now is left alone.
+        part (`Range`): Which part.
         cluster, max_line_bytes: As in `read_lines`.
 
     Yields:
@@ -78,7 +78,7 @@ def read_range(
         `int`: How many lines there were, blank ones included.
     """
     sidecar = load_sidecar(part.path, cluster)
-    with part.path.open("rb", buffering=_CHUNK) as stream:
+    with _open(part.path) as stream:
         number = 0
         for origin, data in _raw_lines(stream, part, max_line_bytes):
             number = origin.line
@@ -103,12 +103,9 @@ def read_bytes(origin: Origin) -> bytes:
     Raises:
         `UserError`: If the file is gone, or has changed since.
     """
-    try:
-        with Path(origin.file).open("rb") as stream:
-            stream.seek(origin.offset)
-            data = stream.read(origin.length)
-    except FileNotFoundError:
-        raise UserError(f"{origin.file} is gone", remedy="put it back, or run the stages again") from None
+    with _open(Path(origin.file)) as stream:
+        stream.seek(origin.offset)
+        data = stream.read(origin.length)
     if _row_id(data) != origin.row_id:
         raise UserError(f"{origin} has changed since it was read", remedy="run the stages again from the start")
     return data
@@ -127,17 +124,27 @@ def read_at(origin: Origin, *, cluster: str | None = None) -> Line:
     return judge(read_bytes(origin), origin, load_sidecar(Path(origin.file), cluster), cluster)
 
 
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb", buffering=_CHUNK)
+    except FileNotFoundError:
+        raise UserError(f"{path} is gone", remedy="put it back, or run the stages again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", remedy="check the path and its rights") from None
+
+
 def _raw_lines(stream: BinaryIO, part: Range, limit: int) -> Iterator[tuple[Origin, bytes | None]]:
     """Lines with their places: of one above the limit `None`, of a blank one no bytes."""
     file = str(part.path)
-    stop = os.fstat(stream.fileno()).st_size if part.stop is None else part.stop
+    stop = math.inf if part.stop is None else part.stop
     offset = _first_line_from(stream, part.start)
     number = 0
     while offset < stop and (raw := stream.readline(limit + 2)):
         number += 1
         start, offset = offset, offset + len(raw)
         data = raw.rstrip(b"\r\n")
-        if len(data) > limit:
+        cut = len(raw) == limit + 2 and not raw.endswith(b"\n")
+        if cut or len(data) > limit:
             size, length, row_id = _skip(stream, raw)
             offset = start + size
             yield Origin(file, number, start, length, row_id), None

@@ -54,7 +54,7 @@ class Sidecar(NamedTuple):
 
 def is_sidecar(path: Path) -> bool:
     """Whether Gym wrote the file beside a rollout file."""
-    return path.stem.endswith(SIDECAR_SUFFIXES)
+    return path.name.partition(".jsonl")[0].endswith(SIDECAR_SUFFIXES)
 
 
 def load_sidecar(rollouts: Path, cluster: str | None = None) -> Sidecar:
