@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gymtrl.cli.options import Json, Rollouts
+from gymtrl.cli.options import Json
+from gymtrl.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
@@ -17,24 +19,101 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect_(
-    rollouts: Rollouts,
+    rollouts: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Rollout files (JSONL), or folders of them; '-' reads standard input. "
+            "A table that --table wrote is taken as it is, without reading the files again.",
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            help="Write a page to read in a browser, with everything in it: all figures, and rollouts step by step.",
+            show_default=False,
+        ),
+    ] = None,
+    examples: Annotated[
+        int,
+        typer.Option(
+            "--examples",
+            min=0,
+            help="Rollouts in the page: a good and a bad one a task where there are both, and rejected lines.",
+        ),
+    ] = 60,
+    row: Annotated[
+        str | None,
+        typer.Option(
+            "--row",
+            metavar="FILE:LINE",
+            help="Show this line only, as the policy saw it. Views name lines like this, so that they can be copied.",
+            show_default=False,
+        ),
+    ] = None,
     table: Annotated[
-        Path | None, typer.Option("--table", help="Write the rollout table, one row per line, as Parquet.")
+        Path | None,
+        typer.Option(
+            "--table",
+            help="Write the rollout table as Parquet: a row per line with verdict, keys, reward and lengths.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="PATH",
+            help="Dotted path to what a split must not tear apart, such as verifier_metadata.template; "
+            "a task is its own cluster if not given.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what is in rollout files: rewards, groups, tools, lengths, every problem, and what they are good for."""
-    import tempfile
+    if row is None:
+        _inspect(rollouts or [], html, examples, table, cluster, as_json)
+    elif rollouts or html or table:
+        raise UserError("--row shows one line by itself", remedy="leave out the rollouts, --html and --table")
+    else:
+        _show_row(row, cluster, as_json)
 
+
+def _inspect(
+    rollouts: list[Path], html: Path | None, examples: int, table: Path | None, cluster: str | None, as_json: bool
+) -> None:
     from rich.console import Console
 
     from gymtrl.reports.inspection import render, summary_json
+    from gymtrl.reports.inspection_page import write_page
+    from gymtrl.reports.reading import watch_reading
+    from gymtrl.rollouts.inputs import expand_inputs
     from gymtrl.rollouts.inspection import inspect_rollouts
     from gymtrl.workspace.spool import spooled
 
     with tempfile.TemporaryDirectory() as folder:
-        summary = inspect_rollouts(spooled(rollouts, Path(folder)), table=table)
+        inputs = expand_inputs(spooled(rollouts, Path(folder)))
+        made = table or Path(folder) / "table.parquet"
+        with watch_reading(sum(path.stat().st_size for path in inputs)) as on_bytes:
+            summary = inspect_rollouts(inputs, cluster=cluster, table=made, on_bytes=on_bytes)
+        if html is not None:
+            write_page(summary, made, html, examples=examples, cluster=cluster)
     if as_json:
         sys.stdout.write(summary_json(summary))
     else:
         render(summary, Console())
+
+
+def _show_row(row: str, cluster: str | None, as_json: bool) -> None:
+    from rich.console import Console
+
+    from gymtrl.reports.rollout import line_json, render_rollout
+    from gymtrl.rollouts.inspection import read_row
+
+    line = read_row(row, cluster=cluster)
+    if as_json:
+        sys.stdout.write(line_json(line))
+    else:
+        render_rollout(line, Console())
