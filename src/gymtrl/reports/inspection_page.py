@@ -49,7 +49,9 @@ def write_page(
     Raises:
         `UserError`: If one of the files is gone, or has changed since the table was made.
     """
-    lines = [read_at(origin, cluster=cluster) for origin in choose_examples(pl.scan_parquet(table), examples)]
+    lines = [
+        read_at(origin, cluster=cluster) for origin in choose_examples(pl.scan_parquet(table, glob=False), examples)
+    ]
     names = [Path(file).name for file in summary.files]
     title = names[0] if len(names) == 1 else f"{len(names)} rollout files"
     draft = html.with_name(f".{html.name}.partial")
@@ -109,9 +111,9 @@ def _environment() -> Environment:
     return environment
 
 
-def _harmless(value: Any) -> Any:
-    """Every value on its way into the page; only what the templates themselves made is no plain `str`."""
-    return plain(value) if type(value) is str else value
+def _harmless(value: object) -> str:
+    """Every value on its way into the page; `Markup` is what the templates themselves made."""
+    return value if isinstance(value, Markup) else plain(str(value))
 
 
 def _example(line: Line, short: dict[str, str], threshold: float | None) -> dict[str, Any]:

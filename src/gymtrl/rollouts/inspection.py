@@ -46,7 +46,7 @@ def inspect_rollouts(
     """
     with tempfile.TemporaryDirectory(prefix=".inspect-", dir=table and table.absolute().parent) as folder:
         made = table_for(inputs, Path(folder), cluster=cluster, on_bytes=on_bytes)
-        summary = summarize(pl.scan_parquet(made))
+        summary = summarize(pl.scan_parquet(made, glob=False))
         if table is not None:
             draft = Path(folder) / "table.parquet"
             if made != draft:
