@@ -32,7 +32,7 @@ from rows import row, write_rows
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 SECTIONS = ["lines", "problems", "suspicions", "rewards", "tasks", "shape", "good-for", "rollouts"]
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
 class Page(HTMLParser):

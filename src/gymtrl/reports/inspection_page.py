@@ -1,8 +1,8 @@
 """The summary of rollouts and some of the rollouts themselves as one HTML page that needs nothing else.
 
-Rollouts are foreign text. Three things keep it from acting in the reader's browser: jinja2 escapes every value, each text
-passes `plain` first, and the page's content security policy allows no script but its own and no address but `data:`
-images.
+Rollouts are foreign text. Three things keep it from acting in the reader's browser: jinja2 escapes every value, each
+text passes `plain` first, and the page's content security policy allows no script but its own and no address but those
+of `data:` images.
 """
 
 from __future__ import annotations
