@@ -437,5 +437,6 @@ def test_command_line(mixed: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["lines"] == 17
+    assert done.stderr == "→ p.html\n"
     assert len(Page((tmp_path / "p.html").read_text()).rollouts()) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.html", "rollouts.jsonl"]

@@ -11,6 +11,7 @@ import typer
 
 from gymtrl.cli.options import Json
 from gymtrl.errors import UserError
+from gymtrl.text import plain
 
 
 def register(app: typer.Typer) -> None:
@@ -104,6 +105,8 @@ def _inspect(
         sys.stdout.write(summary_json(summary))
     else:
         render(summary, Console())
+    if html is not None:
+        print(f"→ {plain(str(html))}", file=sys.stderr)
 
 
 def _show_row(row: str, cluster: str | None, as_json: bool) -> None:
