@@ -71,11 +71,14 @@ def inspect_(
             show_default=False,
         ),
     ] = None,
+    max_line_bytes: Annotated[
+        int, typer.Option("--max-line-bytes", min=1, help="Longer lines are refused unread.")
+    ] = 64_000_000,
     as_json: Json = False,
 ) -> None:
     """Show what is in rollout files: rewards, groups, tools, lengths, every problem, and what they are good for."""
     if row is None:
-        _inspect(rollouts or [], html, examples, table, cluster, as_json)
+        _inspect(rollouts or [], html, examples, table, cluster, max_line_bytes, as_json)
     elif rollouts or html or table:
         raise UserError("--row shows one line by itself", remedy="leave out the rollouts, --html and --table")
     else:
@@ -83,7 +86,13 @@ def inspect_(
 
 
 def _inspect(
-    rollouts: list[Path], html: Path | None, examples: int, table: Path | None, cluster: str | None, as_json: bool
+    rollouts: list[Path],
+    html: Path | None,
+    examples: int,
+    table: Path | None,
+    cluster: str | None,
+    max_line_bytes: int,
+    as_json: bool,
 ) -> None:
     from rich.console import Console
 
@@ -95,10 +104,13 @@ def _inspect(
     from gymtrl.workspace.spool import spooled
 
     with tempfile.TemporaryDirectory() as folder:
-        inputs = expand_inputs(spooled(rollouts, Path(folder)))
+        # A table is of use only as long as the files that it names are there.
+        inputs = expand_inputs(spooled(rollouts, table.parent if table else Path(folder)))
         made = table or Path(folder) / "table.parquet"
         with watch_reading(sum(path.stat().st_size for path in inputs)) as on_bytes:
-            summary = inspect_rollouts(inputs, cluster=cluster, table=made, on_bytes=on_bytes)
+            summary = inspect_rollouts(
+                inputs, cluster=cluster, max_line_bytes=max_line_bytes, table=made, on_bytes=on_bytes
+            )
         if html is not None:
             write_page(summary, made, html, examples=examples, cluster=cluster)
     if as_json:

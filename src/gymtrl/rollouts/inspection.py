@@ -27,6 +27,7 @@ def inspect_rollouts(
     inputs: Sequence[Path],
     *,
     cluster: str | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
     table: Path | None = None,
     on_bytes: Callable[[int], object] | None = None,
 ) -> Summary:
@@ -35,6 +36,7 @@ def inspect_rollouts(
     Args:
         inputs (`Sequence[Path]`): Files, or folders that hold them; or one rollout table that was made before.
         cluster (`str`, *optional*): Dotted path to what a split must not tear apart.
+        max_line_bytes (`int`, *optional*, defaults to 64 MB): Longer lines are refused unread.
         table (`Path`, *optional*): Parquet file to write the rollout table to, one row per line.
         on_bytes (`Callable[[int], object]`, *optional*): Called with the number of bytes read since the last call.
 
@@ -45,7 +47,7 @@ def inspect_rollouts(
         `UserError`: If an input is missing, or a folder without rollout files.
     """
     with tempfile.TemporaryDirectory(prefix=".inspect-", dir=table and table.absolute().parent) as folder:
-        made = table_for(inputs, Path(folder), cluster=cluster, on_bytes=on_bytes)
+        made = table_for(inputs, Path(folder), cluster=cluster, max_line_bytes=max_line_bytes, on_bytes=on_bytes)
         summary = summarize(pl.scan_parquet(made, glob=False))
         if table is not None:
             draft = Path(folder) / "table.parquet"
