@@ -75,12 +75,12 @@ def test_every_option_is_explained() -> None:
 
 def test_dry_run_prints_value_and_origin(rollouts: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("filter:\n  max_per_task: 2\n")
+    recipe.write_text("filter:\n  cap_per_task: 2\n")
     done = run("filter", rollouts, "--recipe", recipe, "--validation", "0.2", "--dry-run", "--json", cwd=tmp_path)
     shown = json.loads(done.stdout)
-    assert shown["max_per_task"] == {"value": 2, "origin": f"recipe {recipe}"}
+    assert shown["cap_per_task"] == {"value": 2, "origin": f"recipe {recipe}"}
     assert shown["validation"] == {"value": 0.2, "origin": "flag --validation"}
-    assert "RFT" in json.loads(run("filter", rollouts, "--dry-run", "--json").stdout)["max_per_task"]["origin"]
+    assert "RFT" in json.loads(run("filter", rollouts, "--dry-run", "--json").stdout)["cap_per_task"]["origin"]
     assert not (tmp_path / "runs").exists()
 
 
@@ -135,7 +135,7 @@ def test_bad_rollouts(tmp_path: Path, content: str | None, status: int, message:
         (["format", "sft", "nowhere", "--model", "m"], 2, "does not exist"),
         (["train", "sft", "nowhere"], 2, "nowhere"),
         (["validate", "nowhere", "--baseline", "x", "--tasks", "t"], 2, "does not exist"),
-        (["filter", "x", "--max-per-task", "0"], 2, "max_per_task"),
+        (["filter", "x", "--cap-per-task", "0"], 2, "cap_per_task"),
         (["filter", "x", "--recipe", "none.yaml"], 2, "none.yaml"),
         (["filter", "x", "--set", "sed=1"], 2, "did you mean 'seed'"),
         (["gym", "setup", "--python", "/bin/false"], 2, "not a Python interpreter"),

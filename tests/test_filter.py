@@ -104,7 +104,7 @@ def test_switches_let_pass(tmp_path: Path) -> None:
         row(1, 0, 1.0, response=row(1, 0, 1.0)["response"] | {"status": "incomplete"}),
         row(2, 0, 0.2),
     )
-    settings = {"allow_partial_context": True, "keep_truncated": True, "reward_threshold": 0.1, "validation": 0.0}
+    settings = {"keep_context": True, "keep_truncated": True, "reward_threshold": 0.1, "validation": 0.0}
     assert reasons(run(path, **settings)) == ["train"] * 3
 
 
@@ -140,11 +140,11 @@ def test_shipped_files_lose_no_line(gym_site_packages: Path, tmp_path: Path) -> 
 def test_the_cap_keeps_the_best_and_is_a_matter_of_the_seed(tmp_path: Path) -> None:
     rows = [row(0, i, 0.8 + i / 100) for i in range(10)] + [row(1, i, 1.0) for i in range(10)]
     path = write(tmp_path / "r.jsonl", *rows)
-    first = reasons(run(path, validation=0, max_per_task=3))
+    first = reasons(run(path, validation=0, cap_per_task=3))
     assert first[:10] == ["over_cap"] * 7 + ["train"] * 3
     assert first[10:].count("train") == 3
-    assert first == reasons(run(path, validation=0, max_per_task=3))
-    assert any(first != reasons(run(path, validation=0, max_per_task=3, seed=seed)) for seed in (1, 2))
+    assert first == reasons(run(path, validation=0, cap_per_task=3))
+    assert any(first != reasons(run(path, validation=0, cap_per_task=3, seed=seed)) for seed in (1, 2))
 
 
 def test_no_task_is_on_both_sides_and_later_rounds_agree(tmp_path: Path) -> None:

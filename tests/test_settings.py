@@ -15,14 +15,14 @@ from gymtrl.workspace.settings import resolve
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text("filter:\n  max_per_task: 2\n  validation: 0.3\ntrain sft:\n  trl: {optim: sgd}\n")
+    path.write_text("filter:\n  cap_per_task: 2\n  validation: 0.3\ntrain sft:\n  trl: {optim: sgd}\n")
     return path
 
 
 def test_later_ones_win_and_say_where_they_came_from(recipe: Path) -> None:
     resolved = resolve(FilterSettings, section="filter", recipe=recipe, flags={"validation": 0.5, "cluster": None})
-    assert (resolved.settings.max_per_task, resolved.settings.validation) == (2, 0.5)
-    assert resolved.origins["max_per_task"] == f"recipe {recipe}"
+    assert (resolved.settings.cap_per_task, resolved.settings.validation) == (2, 0.5)
+    assert resolved.origins["cap_per_task"] == f"recipe {recipe}"
     assert resolved.origins["validation"] == "flag --validation"
     assert resolved.origins["seed"].startswith("default")
 
@@ -36,11 +36,11 @@ def test_set_reaches_into_mappings(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("filter: {max_per_tsk: 2}", "did you mean 'max_per_task'"),
+        ("filter: {cap_per_tsk: 2}", "did you mean 'cap_per_task'"),
         ("filtre: {}", "did you mean 'filter'"),
         ("filter: [1]", "a section per stage"),
         ("filter: {a: b: c}", "not YAML"),
-        ("filter: {max_per_task: many}", "max_per_task = 'many'"),
+        ("filter: {cap_per_task: many}", "cap_per_task = 'many'"),
     ],
 )
 def test_bad_recipe_names_the_place(tmp_path: Path, text: str, message: str) -> None:

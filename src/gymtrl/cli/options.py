@@ -119,7 +119,7 @@ _COMMON = [
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter | None:
     """One option; `None` for mappings, which are set from the recipe or with `--set key.sub=value`."""
-    kind = _without_none(field.annotation)
+    kind = _option_kind(field.annotation)
     if get_origin(kind) is dict:
         return None
     flag = "--" + name.replace("_", "-")
@@ -133,6 +133,14 @@ def _without_none(annotation: Any) -> Any:
         kinds = [a for a in get_args(annotation) if a is not type(None)]
         return kinds[0] if len(kinds) == 1 else str
     return annotation
+
+
+def _option_kind(annotation: Any) -> Any:
+    """What one word on the command line is; settings that are pairs read it themselves, as in `0.1-0.9`."""
+    kind = _without_none(annotation)
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return str if get_origin(kind) is tuple else kind
 
 
 def _default_text(field: FieldInfo) -> str:

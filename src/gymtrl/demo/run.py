@@ -113,7 +113,7 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False, limit: int | None
             render(inspect_rollouts([rollouts]), console)
         with clock.stage("filter", "right answers, at most two per task; 30 % of the twin clusters held out") as ran:
             filtering = FilterSettings(
-                cluster=TWINS, validation=0.3, max_per_task=2, split_salt=f"demo {seed}", seed=seed
+                cluster=TWINS, validation=0.3, cap_per_task=2, split_salt=f"demo {seed}", seed=seed
             )
             filtered = out / "filtered"
             manifest, did = once(

@@ -28,9 +28,9 @@ _REMEDIES = {
     "roundtrip_mismatch": "The chat cannot be rebuilt from what was read; leave the row out and report it.",
     "line_too_long": "No rollout is that long: look at how the file was made, and whether line breaks were lost.",
     "tools_undeclared": "Let the agent return its tools in responses_create_params.tools, or pass "
-    "--allow-partial-context to 'gymtrl filter'.",
+    "--keep-context to 'gymtrl filter'.",
     "hidden_context": "Let the agent return the whole prompt in responses_create_params.input, or pass "
-    "--allow-partial-context to 'gymtrl filter'.",
+    "--keep-context to 'gymtrl filter'.",
     "materialized_input": "Nothing: name X.jsonl, and this file beside it is used by itself.",
     "reward_profile": "Nothing: name the rollout file instead.",
 }

@@ -17,7 +17,7 @@ from .suspicions import EXAMPLES, MEASURED, places, suspicions
 from .suspicions import Suspicion as Suspicion
 from .table import COMPONENT, SCHEMA
 
-MAX_PER_TASK = 4  # the default of FilterSettings.max_per_task, which this package does not import
+MAX_PER_TASK = 4  # the default of FilterSettings.cap_per_task, which this package does not import
 _BINS = 10
 _MANY = 12
 _SERIES = ("turns", "tool_calls", "prompt_chars", "completion_chars", "input_tokens", "output_tokens")

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import polars as pl
+
 from gymtrl.errors import UserError
 from gymtrl.rollouts.groups import tie
 
@@ -39,6 +41,16 @@ def tied_clusters(rollouts: Iterable[Keys]) -> dict[str, str]:
         (keys.cluster_key, [mark for mark in (("task", keys.task_key), ("input", keys.input_key)) if mark[1]])
         for keys in rollouts
     )
+
+
+def table_clusters(rows: pl.LazyFrame) -> dict[str, str]:
+    """As `tied_clusters`, of every rollout of a table, whether it is kept or not."""
+    keys = rows.select(*Keys._fields).filter(pl.col("task_key").is_not_null()).unique().sort(Keys._fields).collect()
+    clusters = pl.col("cluster_key").n_unique()
+    # Most tasks and input rows lie in one cluster, and tie nothing.
+    shared = (clusters.over("task_key") > 1) | (pl.col("input_key").is_not_null() & (clusters.over("input_key") > 1))
+    tied = tied_clusters(Keys(*row) for row in keys.filter(shared).iter_rows())
+    return {key: key for key in keys["cluster_key"]} | tied
 
 
 def held_out_clusters(tied: Mapping[str, str], share: float, salt: str) -> set[str]:

@@ -1,0 +1,63 @@
+"""Tasks that a benchmark holds as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from gymtrl.rollouts.record import Origin
+
+from .lines import PLACE, read_rollout
+from .measures import State
+
+
+class Overlapping(NamedTuple):
+    """Where a benchmark holds a task.
+
+    Attributes:
+        by (`str`): How it was found.
+        benchmark (`str`): `file:line`.
+        share (`float`): How much of the prompt they have in common.
+    """
+
+    by: str
+    benchmark: str
+    share: float
+
+
+def find_overlapping(state: State, benchmarks: Sequence[Path]) -> dict[str, Overlapping]:
+    """Looks for the tasks of the rows that are still kept, reading one prompt a task.
+
+    Returns:
+        `dict[str, Overlapping]`: By task key.
+
+    Raises:
+        `UserError`: If a benchmark cannot be read, or a rollout is no longer where the table says.
+    """
+    from .contamination import find_overlaps, held_out_texts, prompt_text
+
+    held_out = [text for path in benchmarks for text in held_out_texts(path)]
+    kept = state.kept("task_key", "input_key", *PLACE)
+    tasks = kept.unique(["task_key", "input_key"], keep="first", maintain_order=True)
+
+    def prompts() -> Iterator[tuple[str, str | None, str]]:
+        for task_key, input_key, *place in tasks.select("task_key", "input_key", *PLACE).iter_rows():
+            yield task_key, input_key, prompt_text(read_rollout(Origin(*place)).prompt)
+
+    keys = tasks["task_key"]
+    return {
+        keys[index]: Overlapping(found.by, f"{found.file}:{found.line}", found.share)
+        for index, found in find_overlaps(prompts(), held_out).items()
+    }
+
+
+def contaminated_rows(
+    rows: pl.LazyFrame, reasons: pl.Series, overlapping: dict[str, Overlapping]
+) -> Iterator[dict[str, object]]:
+    """What `contaminated.jsonl` says of each dropped rollout."""
+    columns = ("row_id", "file", "line", "task_key")
+    for values in rows.select(columns).collect().filter(reasons == "contaminated").iter_rows():
+        yield dict(zip(columns, values, strict=True)) | overlapping[values[-1]]._asdict()

@@ -1,0 +1,162 @@
+"""Why a rollout is dropped: every rule once, in the order in which they apply.
+
+A rule is a name, the words for it, and an expression over the columns of the rollout table and those of `measures`. A
+rollout is dropped by the first rule whose expression is true for it; what the settings do not ask for has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from .settings import FilterSettings
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One reason to drop a rollout.
+
+    Attributes:
+        name (`str`): The reason code.
+        words (`str`): What is wrong, for a person.
+        drops (`Callable[[FilterSettings], pl.Expr | None]`): The condition; `None` where the settings do not ask.
+        detail (`str`): Column whose value follows the name after a colon; `""` for none.
+    """
+
+    name: str
+    words: str
+    drops: Callable[[FilterSettings], pl.Expr | None]
+    detail: str = ""
+
+
+def _if_set(value: object, condition: pl.Expr) -> pl.Expr | None:
+    return None if value is None else condition
+
+
+def _above(column: str, bound: float | None) -> pl.Expr | None:
+    return None if bound is None else pl.col(column) > bound
+
+
+def _below(column: str, bound: float | None) -> pl.Expr | None:
+    return None if bound is None else pl.col(column) < bound
+
+
+def _other(column: str, wanted: Sequence[str] | None, unwanted: Sequence[str] | None) -> pl.Expr | None:
+    parts = []
+    if wanted is not None:
+        parts.append(~pl.col(column).is_in(wanted).fill_null(False))
+    if unwanted is not None:
+        parts.append(pl.col(column).is_in(unwanted).fill_null(False))
+    return pl.any_horizontal(parts) if parts else None
+
+
+def in_scope(settings: FilterSettings) -> pl.Expr:
+    """Whether a row's agent and environment are among those that are asked for."""
+    agent = _other("agent", settings.agents, settings.exclude_agents)
+    environment = _other("environment", settings.environments, settings.exclude_environments)
+    return ~pl.any_horizontal(pl.lit(False), *(part for part in (agent, environment) if part is not None))
+
+
+COLUMN_RULES = (
+    Rule(
+        "reject",
+        "the line is no rollout that can be learned from",
+        lambda s: pl.col("verdict") == "reject",
+        detail="reason",
+    ),
+    Rule(
+        "skip",
+        "the line belongs to a file that Gym writes beside the rollouts",
+        lambda s: pl.col("verdict") == "skip",
+        detail="reason",
+    ),
+    Rule(
+        "context",
+        "the model saw more than the row holds",
+        lambda s: None if s.keep_context else pl.col("verdict") == "context",
+        detail="reason",
+    ),
+    Rule("reward_missing", "the row has no reward", lambda s: pl.col("reward").is_null()),
+    Rule("reward_not_finite", "the reward is NaN or infinite", lambda s: ~pl.col("reward").is_finite()),
+    Rule("masked", "the environment says that the reward is no valid measurement", lambda s: pl.col("masked")),
+    Rule("truncated", "the response is incomplete", lambda s: None if s.keep_truncated else pl.col("truncated")),
+    Rule("ends_in_reasoning", "the last turn has no answer", lambda s: pl.col("fault") == "ends_in_reasoning"),
+    Rule("unbalanced_think", "think tags in the text do not match", lambda s: pl.col("fault") == "unbalanced_think"),
+    Rule(
+        "other_agent", "the agent is not one of those asked for", lambda s: _other("agent", s.agents, s.exclude_agents)
+    ),
+    Rule(
+        "other_environment",
+        "the environment is not one of those asked for",
+        lambda s: _other("environment", s.environments, s.exclude_environments),
+    ),
+    Rule("too_many_turns", "it has too many turns", lambda s: _above("turns", s.max_turns)),
+    Rule(
+        "too_many_tool_calls",
+        "it has too many tool calls",
+        lambda s: _above("tool_calls", s.max_tool_calls),
+    ),
+    Rule("no_tool_use", "it has no tool call", lambda s: pl.col("tool_calls") == 0 if s.require_tool_use else None),
+    Rule(
+        "prompt_too_long",
+        "the prompt has too many characters",
+        lambda s: _above("prompt_chars", s.max_prompt_chars),
+    ),
+    Rule(
+        "completion_too_long",
+        "the completion has too many characters",
+        lambda s: _above("completion_chars", s.max_completion_chars),
+    ),
+    Rule(
+        "completion_too_short",
+        "the completion has too few characters",
+        lambda s: _below("completion_chars", s.min_completion_chars),
+    ),
+    Rule("where", "the condition of --where does not hold", lambda s: _if_set(s.where, ~pl.col("holds"))),
+)
+"""What shows in the row alone."""
+
+CONTAMINATED = Rule(
+    "contaminated", "the prompt overlaps with a benchmark", lambda s: _if_set(s.benchmark, pl.col("overlaps"))
+)
+
+REWARD_RULES = (
+    Rule("below_threshold", "the reward is too low", lambda s: pl.col("reward") < pl.col("threshold")),
+    Rule("above_max_reward", "the reward is too high", lambda s: _above("reward", s.max_reward)),
+    Rule(
+        "pass_rate",
+        "the task is solved too often or too seldom",
+        lambda s: None if s.pass_rate is None else ~pl.col("pass_rate").is_between(*s.pass_rate),
+    ),
+    Rule(
+        "repetitive",
+        "the completion repeats itself",
+        lambda s: _above("repetition", s.max_repetition),
+    ),
+    Rule(
+        "duplicate_completion",
+        "the same completion of the same task is kept already",
+        lambda s: None if s.dedup == "none" else pl.col("copy"),
+    ),
+    Rule(
+        "near_duplicate",
+        "nearly the same completion of the same task is kept already",
+        lambda s: pl.col("near_copy") if s.dedup == "near" else None,
+    ),
+    Rule(
+        "over_cap",
+        "enough completions of the task are kept already",
+        lambda s: None if s.balance == "none" else pl.col("place") >= pl.col("allowance"),
+    ),
+)
+"""What depends on the threshold, and on the other rollouts that are kept."""
+
+RULES = (*COLUMN_RULES, CONTAMINATED, *REWARD_RULES)
+DROP_SENTENCES = {rule.name: rule.words for rule in RULES}
+
+
+def drop_sentence(reason: str) -> str:
+    """The words for a drop reason; the code of a verdict may follow a colon."""
+    return DROP_SENTENCES[reason.partition(":")[0]]
