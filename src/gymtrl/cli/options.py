@@ -39,11 +39,14 @@ class Stage:
     json: bool
 
 
-def stage_options(model: type[BaseModel], section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def stage_options(
+    model: type[BaseModel], section: str, *, preview: Callable[..., None] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a verb one option per setting, and `--recipe`, `--set`, `--json` and `--dry-run`.
 
     The verb receives its own arguments and `stage: Stage`. With `--dry-run` it is not called: the resolved settings are
-    printed, each with where it came from.
+    printed, each with where it came from; a verb that can say more does so in `preview`, which receives the resolved
+    settings, `as_json` and the verb's own arguments.
     """
     fields = [p for p in (_parameter(n, f) for n, f in model.model_fields.items()) if p]
 
@@ -60,7 +63,9 @@ def stage_options(model: type[BaseModel], section: str) -> Callable[[Callable[..
             flags = {p.name: None if (value := arguments.pop(p.name)) == [] else value for p in fields}
             recipe, sets, as_json, dry_run = (arguments.pop(n) for n in ("recipe", "sets", "as_json", "dry_run"))
             resolved = resolve(model, section=section, recipe=recipe, flags=flags, sets=sets or ())
-            if dry_run:
+            if dry_run and preview is not None:
+                preview(resolved, as_json=as_json, **arguments)
+            elif dry_run:
                 print_resolved(resolved, as_json=as_json)
             else:
                 verb(**arguments, stage=Stage(resolved.settings, as_json))
@@ -72,21 +77,27 @@ def stage_options(model: type[BaseModel], section: str) -> Callable[[Callable[..
     return decorate
 
 
+def resolved_values(resolved: Resolved[Any]) -> dict[str, dict[str, Any]]:
+    """Each setting's value and origin."""
+    values = resolved.settings.model_dump(mode="json")
+    return {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()}
+
+
 def print_resolved(resolved: Resolved[Any], *, as_json: bool) -> None:
     """Prints each setting's value and origin."""
-    values = resolved.settings.model_dump(mode="json")
+    values = resolved_values(resolved)
     if as_json:
         import json
 
-        print(json.dumps({k: {"value": v, "origin": resolved.origins[k]} for k, v in values.items()}, indent=2))
+        print(json.dumps(values, indent=2))
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("setting", "value", "origin", box=None)
-    for name, value in values.items():
-        table.add_row(name, escape(str(value)), escape(resolved.origins[name]))
+    for name, setting in values.items():
+        table.add_row(name, escape(str(setting["value"])), escape(setting["origin"]))
     Console().print(table)
 
 

@@ -1,0 +1,84 @@
+"""A filter before it runs, for a terminal, and its progress while it reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gymtrl.reports.progress import watch
+from gymtrl.selection.funnel import Preview
+from gymtrl.text import plain
+
+_PATIENCE = 2.0  # seconds before a bar is worth showing
+
+
+def preview_json(settings: dict[str, Any], preview: Preview) -> str:
+    """The resolved settings and the preview as one JSON document, indented, with a final line break."""
+    content = {"settings": settings} | msgspec.to_builtins(preview)
+    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
+
+
+def render_preview(preview: Preview, console: Console | None = None) -> None:
+    """Prints the rows that each rule leaves, and what other thresholds would keep."""
+    console = console or Console()
+    console.print(_funnel(preview))
+    console.print()
+    console.print(_sweep(preview))
+    if preview.threshold is None:
+        console.print(Text(f"no threshold: {plain(preview.threshold_why)}; pass --reward-threshold", style="yellow"))
+    else:
+        console.print(Text(f"* {plain(preview.threshold_why)}"))
+    if any(kept.estimated for kept in preview.sweep):
+        console.print(Text("~ with estimates, a token for four characters, where the run did not count tokens"))
+    console.print("dry run: nothing was written")
+
+
+@contextmanager
+def reading(files: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+    """Yields a function of the number of bytes read since its last call; what takes longer than a moment is shown."""
+    total = round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6)
+    start, done = time.monotonic(), 0
+    show: Callable[[str, int, int], None] | None = None
+    with ExitStack() as stack:
+
+        def read(count: int) -> None:
+            nonlocal show, done
+            done += count
+            if show is None and time.monotonic() - start > _PATIENCE:
+                show = stack.enter_context(watch())
+            if show is not None:
+                show("reading (MB)", min(round(done / 1e6), total), total)
+
+        yield read
+
+
+def _funnel(preview: Preview) -> Table:
+    table = Table("rule", box=None, padding=(0, 2))
+    table.add_column("dropped", justify="right")
+    table.add_column("left", justify="right")
+    table.add_column("because", style="dim")
+    table.add_row("", "", f"{preview.rows:,}", "lines")
+    for step in preview.funnel:
+        style = "" if step.dropped else "dim"
+        table.add_row(Text(step.rule), f"{step.dropped:,}", f"{step.left:,}", Text(step.words), style=style)
+    return table
+
+
+def _sweep(preview: Preview) -> Table:
+    table = Table(box=None, padding=(0, 2))
+    for name in ("threshold", "rows", "tasks", "tokens"):
+        table.add_column(name, justify="right")
+    for kept in preview.sweep:
+        threshold = f"{'* ' if kept.chosen else ''}{kept.threshold:g}"
+        tokens = f"{'~' if kept.estimated else ''}{kept.tokens:,}"
+        style = "bold" if kept.chosen else ""
+        table.add_row(threshold, f"{kept.rows:,}", f"{kept.tasks:,}", tokens, style=style)
+    return table
