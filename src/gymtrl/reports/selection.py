@@ -17,8 +17,6 @@ from gymtrl.reports.progress import watch
 from gymtrl.selection.funnel import Preview
 from gymtrl.text import plain
 
-_PATIENCE = 2.0  # seconds before a bar is worth showing
-
 
 def preview_json(settings: dict[str, Any], preview: Preview) -> str:
     """The resolved settings and the preview as one JSON document, indented, with a final line break."""
@@ -42,8 +40,16 @@ def render_preview(preview: Preview, console: Console | None = None) -> None:
 
 
 @contextmanager
-def reading(files: Sequence[Path]) -> Iterator[Callable[[int], None]]:
-    """Yields a function of the number of bytes read since its last call; what takes longer than a moment is shown."""
+def reading(files: Sequence[Path], *, after: float = 2.0) -> Iterator[Callable[[int], None]]:
+    """Shows how far the reading of files is, if it takes long.
+
+    Args:
+        files (`Sequence[Path]`): What is read.
+        after (`float`, *optional*, defaults to 2.0): Seconds before anything is shown.
+
+    Yields:
+        `Callable[[int], None]`: To be called with the number of bytes read since the last call.
+    """
     total = round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6)
     start, done = time.monotonic(), 0
     show: Callable[[str, int, int], None] | None = None
@@ -52,7 +58,7 @@ def reading(files: Sequence[Path]) -> Iterator[Callable[[int], None]]:
         def read(count: int) -> None:
             nonlocal show, done
             done += count
-            if show is None and time.monotonic() - start > _PATIENCE:
+            if show is None and time.monotonic() - start >= after:
                 show = stack.enter_context(watch())
             if show is not None:
                 show("reading (MB)", min(round(done / 1e6), total), total)

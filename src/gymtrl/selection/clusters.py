@@ -56,9 +56,13 @@ def with_clusters(rows: pl.LazyFrame, clusters: dict[str, str], name: str) -> pl
 
 
 def count_unnamed(rows: pl.LazyFrame, clusters: dict[str, str]) -> int:
-    """How many tasks the file does not name."""
-    unnamed = rows.filter(pl.col("task_key").is_not_null() & _named(clusters).is_null())
-    return int(unnamed.select(pl.col("task_key").n_unique()).collect().item())
+    """How many tasks the file does not name, by any of their keys."""
+    tasks = (
+        rows.filter(pl.col("task_key").is_not_null())
+        .group_by("task_key")
+        .agg(named=_named(clusters).is_not_null().any())
+    )
+    return int(tasks.select((~pl.col("named")).sum()).collect().item())
 
 
 def _named(clusters: dict[str, str]) -> pl.Expr:

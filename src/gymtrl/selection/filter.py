@@ -18,7 +18,7 @@ from gymtrl.workspace.artefact import Counts, artefact
 from .choice import choose, find_threshold, require_threshold
 from .clusters import count_unnamed
 from .lines import PLACE, Placed, copy_lines
-from .overlaps import contaminated_rows
+from .overlaps import Overlapping, contaminated_rows
 from .rules import drop_sentence
 from .settings import FilterSettings
 from .source import Source, dotted_cluster, files_read, open_source
@@ -90,48 +90,72 @@ def filter_rollouts(
         `UserError`: If there is no rollout, no rule for the threshold, one task only, or nothing left to train on; if
             the table's files have changed, or a setting names what is not there.
     """
-    with (
-        artefact(out, verb="filter", settings=settings, inputs=files_read(inputs, settings)) as draft,
-        TemporaryDirectory(dir=draft.path) as work,
-    ):
+    with TemporaryDirectory(prefix="gymtrl-") as work:
         source = open_source(inputs, Path(work), settings, on_bytes)
-        rows = source.rows
-        found = find_threshold(rows, settings)
-        threshold, why = require_threshold(found)
-        choice = choose(rows, settings)
-        reasons = choice.at(threshold)
-        dropped = _counted(reasons)
-        if sum(dropped.values()) == len(reasons):
-            raise _nothing_left(len(reasons), dropped, 0, threshold, why, found[2])
-        held_out = held_out_clusters(table_clusters(rows), settings.validation, settings.split_salt)
-        is_held_out = rows.select(pl.col("cluster_key").is_in(list(held_out)).fill_null(False)).collect().to_series()
-        splits = _splits(reasons, is_held_out)
-        counts = _counted(splits)
-        if TRAIN not in counts:
-            raise _nothing_left(len(reasons), dropped, counts[VALIDATION], threshold, why, found[2])
-        _write_lines(draft.path, rows, splits)
-        columns = pl.LazyFrame([splits.alias("split"), reasons.alias("drop_reason")])
-        pl.concat([rows, columns], how="horizontal").sink_parquet(draft.path / "table.parquet")
-        if settings.benchmark is not None:
-            with (draft.path / CONTAMINATED_ROWS).open("w", encoding="utf-8") as target:
-                for row in contaminated_rows(rows, reasons, choice.overlapping):
-                    target.write(json.dumps(row) + "\n")
-        result = FilterResult(
-            path=out,
-            train=counts[TRAIN],
-            validation=counts.get(VALIDATION, 0),
-            dropped=dropped,
-            threshold=threshold,
-            threshold_why=why,
-            tasks=_distinct(rows, is_held_out, "task_key"),
-            clusters=_distinct(rows, is_held_out, "cluster_key"),
-            heldout_inputs=_write_held_out_inputs(draft.path, source, held_out, settings),
-            contaminated_tasks=len(choice.overlapping),
-            tasks_without_cluster=count_unnamed(rows, source.clusters) if source.clusters else 0,
-        )
-        draft.counts = Counts(read=len(reasons), written=result.train + result.validation, dropped=dropped)
-        draft.extra.update(_facts(result, settings, source))
+        decision = _decide(source, settings)
+        with artefact(out, verb="filter", settings=settings, inputs=files_read(inputs, settings)) as draft:
+            heldout_inputs = _write(draft.path, source, decision, settings)
+            counts = _counted(decision.splits)
+            result = FilterResult(
+                path=out,
+                train=counts[TRAIN],
+                validation=counts.get(VALIDATION, 0),
+                dropped=_counted(decision.reasons),
+                threshold=decision.threshold,
+                threshold_why=decision.threshold_why,
+                tasks=_distinct(source.rows, decision.is_held_out, "task_key"),
+                clusters=_distinct(source.rows, decision.is_held_out, "cluster_key"),
+                heldout_inputs=heldout_inputs,
+                contaminated_tasks=len(decision.overlapping),
+                tasks_without_cluster=count_unnamed(source.rows, source.clusters) if source.clusters else 0,
+            )
+            kept = result.train + result.validation
+            draft.counts = Counts(read=len(decision.reasons), written=kept, dropped=result.dropped)
+            draft.extra.update(_facts(result, settings, source))
     return result
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What becomes of each row: why it is dropped (null where it is not), and where it goes."""
+
+    reasons: pl.Series
+    splits: pl.Series
+    held_out: set[str]
+    is_held_out: pl.Series
+    threshold: float
+    threshold_why: str
+    overlapping: Mapping[str, Overlapping]
+
+
+def _decide(source: Source, settings: FilterSettings) -> _Decision:
+    found = find_threshold(source.rows, settings)
+    threshold, why = require_threshold(found)
+    choice = choose(source.rows, settings)
+    reasons = choice.at(threshold)
+    dropped = _counted(reasons)
+    if sum(dropped.values()) == len(reasons):
+        raise _nothing_left(len(reasons), dropped, 0, threshold, why, found[2])
+    held_out = held_out_clusters(table_clusters(source.rows), settings.validation, settings.split_salt)
+    inside = pl.col("cluster_key").is_in(list(held_out)).fill_null(False)
+    is_held_out = source.rows.select(inside).collect().to_series()
+    splits = _splits(reasons, is_held_out)
+    counts = _counted(splits)
+    if TRAIN not in counts:
+        raise _nothing_left(len(reasons), dropped, counts[VALIDATION], threshold, why, found[2])
+    return _Decision(reasons, splits, held_out, is_held_out, threshold, why, choice.overlapping)
+
+
+def _write(folder: Path, source: Source, decision: _Decision, settings: FilterSettings) -> int:
+    """Writes everything but the manifest; returns the number of held-out inputs."""
+    _write_lines(folder, source.rows, decision.splits)
+    columns = pl.LazyFrame([decision.splits.alias("split"), decision.reasons.alias("drop_reason")])
+    pl.concat([source.rows, columns], how="horizontal").sink_parquet(folder / "table.parquet")
+    if settings.benchmark is not None:
+        with (folder / CONTAMINATED_ROWS).open("w", encoding="utf-8") as target:
+            for row in contaminated_rows(source.rows, decision.reasons, decision.overlapping):
+                target.write(json.dumps(row) + "\n")
+    return _write_held_out_inputs(folder, source, decision.held_out, settings)
 
 
 def _facts(result: FilterResult, settings: FilterSettings, source: Source) -> dict[str, object]:

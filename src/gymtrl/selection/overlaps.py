@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ def find_overlapping(state: State, benchmarks: Sequence[Path]) -> dict[str, Over
 
 
 def contaminated_rows(
-    rows: pl.LazyFrame, reasons: pl.Series, overlapping: dict[str, Overlapping]
+    rows: pl.LazyFrame, reasons: pl.Series, overlapping: Mapping[str, Overlapping]
 ) -> Iterator[dict[str, object]]:
     """What `contaminated.jsonl` says of each dropped rollout."""
     columns = ("row_id", "file", "line", "task_key")

@@ -12,10 +12,11 @@ from gymtrl.errors import UserError
 from gymtrl.rollouts.inputs import expand_inputs, require_rollouts
 from gymtrl.rollouts.scan import table_for
 from gymtrl.rollouts.sidecars import inputs_beside
-from gymtrl.rollouts.table import SCHEMA
+from gymtrl.rollouts.table import COMPONENT, SCHEMA
 
 from .clusters import TASK_CLUSTER, is_cluster_file, read_clusters, with_clusters
 from .settings import FilterSettings
+from .where import parse_where
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,25 @@ def open_source(
             f"{files[0]} is a table: its rows have no {dotted!r} to take clusters from",
             remedy="name the rollout files instead, or give the clusters as a .jsonl file",
         )
+    clusters = _look_ahead(settings, ready=ready)
     rows = _open(table_for(files, folder, cluster=dotted, on_bytes=on_bytes))
     require_rollouts(files, _verdicts(rows))
     _known_names(rows, settings)
     own = pl.col("cluster_key") == TASK_CLUSTER
     blind = ready and not rows.select(own.fill_null(True).all()).collect().item()
-    clusters: dict[str, str] = {}
     if settings.cluster is not None and is_cluster_file(settings.cluster):
-        clusters = read_clusters(Path(settings.cluster))
         rows, blind = with_clusters(rows, clusters, settings.cluster), False
     return Source(rows, _files_of(rows) if ready else files, clusters, blind)
+
+
+def _look_ahead(settings: FilterSettings, *, ready: bool) -> dict[str, str]:
+    """Finds what is wrong with the settings before minutes go by reading; returns the clusters of the user's file."""
+    if settings.where is not None and not ready:  # a table that is ready may have columns of its own
+        parse_where(settings.where, list(SCHEMA), prefix=COMPONENT)
+    for path in settings.benchmark or ():
+        if not path.is_file():
+            raise UserError(f"{path} does not exist", remedy="--benchmark names a JSONL file, one task a line")
+    return read_clusters(Path(settings.cluster)) if settings.cluster and is_cluster_file(settings.cluster) else {}
 
 
 def _open(path: Path) -> pl.LazyFrame:

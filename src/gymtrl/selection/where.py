@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import polars as pl
 
@@ -17,32 +18,55 @@ _ODD = re.compile(r"""['"`$#;\\]|--|/\*""")
 _QUERY = re.compile(r"\b(select|from|table|values|with)\b", re.IGNORECASE)
 
 
-def where_holds(rows: pl.LazyFrame, condition: str) -> pl.Series:
-    """Evaluates a condition.
+def parse_where(condition: str, columns: Sequence[str], *, prefix: str | None = None) -> pl.Expr:
+    """Reads a condition.
 
     Args:
-        rows (`pl.LazyFrame`): The rollout table.
         condition (`str`): A boolean SQL expression. Subqueries, and with them every function that opens a file, are
             refused before anything is parsed.
+        columns (`Sequence[str]`): Columns that there are.
+        prefix (`str`, *optional*): Columns that begin with it may be there; nobody has looked yet.
+
+    Raises:
+        `UserError`: If it is no expression, or names an unknown column.
+    """
+    _refuse_queries(condition)
+    with _explained(condition):
+        expression = pl.sql_expr(condition)
+        used = expression.meta.root_names()
+    for name in used:
+        if name not in columns and not (prefix and name.startswith(prefix)):
+            raise UserError(
+                f"--where {condition!r}: the table has no column {name!r}{nearest(name, columns)}",
+                remedy=f"columns: {', '.join(columns)}; {EXAMPLE}",
+            )
+    return expression
+
+
+def where_holds(rows: pl.LazyFrame, condition: str) -> pl.Series:
+    """Evaluates a condition on the rollout table.
 
     Returns:
         `pl.Series`: For each row whether it holds; null counts as false.
 
     Raises:
-        `UserError`: If it is no expression, names an unknown column, or is not boolean.
+        `UserError`: As `parse_where`, and if it cannot be evaluated or is not boolean.
     """
-    _refuse_queries(condition)
-    try:
-        expression = pl.sql_expr(condition)
-        columns = rows.collect_schema().names()
-        _known_columns(condition, expression.meta.root_names(), columns)
+    expression = parse_where(condition, rows.collect_schema().names())
+    with _explained(condition):
         found = rows.with_columns(expression.alias("holds")).select("holds").collect().to_series()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(f"--where {condition!r}: {first}", remedy=EXAMPLE) from None
     if found.dtype != pl.Boolean:
         raise UserError(f"--where {condition!r} is not true or false but {found.dtype}", remedy=EXAMPLE)
     return found.fill_null(False)
+
+
+@contextmanager
+def _explained(condition: str) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"--where {condition!r}: {first}", remedy=EXAMPLE) from None
 
 
 def _refuse_queries(condition: str) -> None:
@@ -55,12 +79,3 @@ def _refuse_queries(condition: str) -> None:
             "no query and no comment",
             remedy=EXAMPLE,
         )
-
-
-def _known_columns(condition: str, used: Sequence[str], columns: Sequence[str]) -> None:
-    for name in used:
-        if name not in columns:
-            raise UserError(
-                f"--where {condition!r}: the table has no column {name!r}{nearest(name, columns)}",
-                remedy=f"columns: {', '.join(columns)}; {EXAMPLE}",
-            )
