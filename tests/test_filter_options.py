@@ -466,6 +466,9 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_text("no table")
     with pytest.raises(UserError, match=r"bad\.parquet is no Parquet file"):
         run(tmp_path / "bad.parquet")
+    pl.read_parquet(table).with_columns(offset=None).cast({"offset": pl.Int64}).write_parquet(tmp_path / "null.parquet")
+    with pytest.raises(UserError, match="rows without a place"):
+        run(tmp_path / "null.parquet")
     pl.read_parquet(table).drop("turns", "fault").write_parquet(tmp_path / "old.parquet")
     with pytest.raises(UserError, match="turns, fault") as caught:
         run(tmp_path / "old.parquet")
@@ -519,7 +522,7 @@ ROWS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=st.lists(ROWS, min_size=5, max_size=25), given=st.fixed_dictionaries({}, optional=OPTIONS))
 def test_nothing_is_lost_whatever_the_settings(rows: list[Any], given: dict[str, Any]) -> None:
     folder = Path(tempfile.mkdtemp())

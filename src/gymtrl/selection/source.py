@@ -15,8 +15,11 @@ from gymtrl.rollouts.sidecars import inputs_beside
 from gymtrl.rollouts.table import COMPONENT, SCHEMA
 
 from .clusters import TASK_CLUSTER, is_cluster_file, read_clusters, with_clusters
+from .lines import PLACE
 from .settings import FilterSettings
 from .where import parse_where
+
+_MAKE = "make it with: gymtrl inspect ROLLOUTS --table TABLE.parquet"
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,9 @@ def _open(path: Path) -> pl.LazyFrame:
     wrong = [name for name, kind in SCHEMA.items() if schema.get(name) != kind]
     if wrong:
         raise UserError(f"{path} is no rollout table of this version: {', '.join(wrong)}", remedy=_MAKE)
+    if rows.select(pl.any_horizontal(pl.col(PLACE).is_null().any())).collect(engine="streaming").item():
+        raise UserError(f"{path} has rows without a place in a file", remedy=_MAKE)
     return rows.drop("split", "drop_reason", strict=False)
-
-
-_MAKE = "make it with: gymtrl inspect ROLLOUTS --table TABLE.parquet"
 
 
 def _files_of(rows: pl.LazyFrame) -> list[Path]:

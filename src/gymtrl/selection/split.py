@@ -45,7 +45,8 @@ def tied_clusters(rollouts: Iterable[Keys]) -> dict[str, str]:
 
 def table_clusters(rows: pl.LazyFrame) -> dict[str, str]:
     """As `tied_clusters`, of every rollout of a table, whether it is kept or not."""
-    keys = rows.select(*Keys._fields).filter(pl.col("task_key").is_not_null()).unique().sort(Keys._fields).collect()
+    distinct = rows.select(*Keys._fields).filter(pl.col("task_key").is_not_null()).unique()
+    keys = distinct.collect(engine="streaming").sort(Keys._fields)
     clusters = pl.col("cluster_key").n_unique()
     # Most tasks and input rows lie in one cluster, and tie nothing.
     shared = (clusters.over("task_key") > 1) | (pl.col("input_key").is_not_null() & (clusters.over("input_key") > 1))
