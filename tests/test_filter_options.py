@@ -274,6 +274,15 @@ def test_balance(tmp_path: Path) -> None:
     assert kept_tasks(run(always, balance="prop2diff", cap_per_task=2)) == {0: 2, 1: 2}
 
 
+def test_the_cap_counts_prompts_of_one_input_row_as_one_task(tmp_path: Path) -> None:
+    rows = [row(0, i, responses_create_params={"input": f"question 0, asked at {i}"}) for i in range(6)]
+    path = write(tmp_path / "r.jsonl", *rows, row(1, 0))
+    assert run(path, cap_per_task=4).train == 7
+    write(tmp_path / "r_materialized_inputs.jsonl", *asked(2, 6))
+    result = run(path, cap_per_task=4)
+    assert (result.train, result.dropped) == (5, {"over_cap": 2})
+
+
 def test_dedup(tmp_path: Path) -> None:
     near = LOREM.replace("river bank", "river shore")
     texts = [LOREM, LOREM, near, "something else entirely"]
@@ -425,13 +434,15 @@ def test_a_table_in_another_order_is_followed(tmp_path: Path) -> None:
     assert_whole(result.path, *files)
 
 
-@pytest.mark.parametrize("change", ["flip", "longer", "gone", "negative", "cut"])
+@pytest.mark.parametrize("change", ["flip", "flip in a long line", "longer", "gone", "negative", "cut"])
 def test_a_file_that_has_changed_is_refused_by_its_line(tmp_path: Path, change: str) -> None:
-    path = write(tmp_path / "r.jsonl", *many(5))
+    path = write(tmp_path / "r.jsonl", *many(5), row(5, 0, text="x" * _SPAN))
     table = tmp_path / "t.parquet"
     write_table([path], table)
     data = path.read_bytes()
-    if change == "flip":
+    if change == "flip in a long line":
+        path.write_bytes(data.replace(b"xxxx", b"yyyy", 1))
+    elif change == "flip":
         at = data.index(b"question 2")
         path.write_bytes(data[:at] + b"Q" + data[at + 1 :])
     elif change == "longer":
@@ -445,7 +456,8 @@ def test_a_file_that_has_changed_is_refused_by_its_line(tmp_path: Path, change: 
     where = {
         "flip": "r.jsonl:7",
         "longer": "r.jsonl:1 ",
-        "cut": "r.jsonl:15",
+        "cut": "r.jsonl:16",
+        "flip in a long line": "r.jsonl:16",
         "negative": "r.jsonl:2",
         "gone": "r.jsonl",
     }
@@ -549,7 +561,7 @@ def test_nothing_is_lost_whatever_the_settings(rows: list[Any], given: dict[str,
 
 def test_the_funnel_and_the_sweep_say_what_the_filter_does(tmp_path: Path) -> None:
     rows = [row(task, i, 0.1 * i, text=f"text {i} {'x' * task}") for task in range(6) for i in range(11)]
-    rows[0]["response"]["usage"] = {"output_tokens": 1000, "input_tokens": 3}
+    rows[10]["response"]["usage"] = {"output_tokens": 1000, "input_tokens": 3}
     path = write(tmp_path / "r.jsonl", *rows, "garbage")
     given = {"max_completion_chars": 11, "cap_per_task": 3, "where": "repeat <> 5", "reward_threshold": 0.75}
     preview = preview_filter([path], tmp_path, FilterSettings(**given))
