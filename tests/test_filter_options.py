@@ -420,7 +420,7 @@ def test_a_table_gives_what_its_files_give(tmp_path: Path) -> None:
 def test_no_rollout_file_is_parsed_for_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = two_files(tmp_path)
     write_table(files, tmp_path / "t.parquet")
-    monkeypatch.setattr("gymtrl.rollouts.reader.decode_json", None)
+    monkeypatch.setattr("gymtrl.rollouts.reader.judge", None)
     filter_rollouts([tmp_path / "t.parquet"], tmp_path / "b", FilterSettings())
 
 
@@ -455,8 +455,8 @@ def test_a_file_that_has_changed_is_refused_by_its_line(tmp_path: Path, change: 
         path.unlink()
     where = {
         "flip": "r.jsonl:7",
-        "longer": "r.jsonl:1 ",
-        "cut": "r.jsonl:16",
+        "longer": "r.jsonl has changed",
+        "cut": "r.jsonl has changed",
         "flip in a long line": "r.jsonl:16",
         "negative": "r.jsonl:2",
         "gone": "r.jsonl",
@@ -473,7 +473,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     write_table([path], table)
     with pytest.raises(UserError, match="stands alone"):
         filter_rollouts([table, path], tmp_path / "out", FilterSettings())
-    with pytest.raises(UserError, match="have no 'meta' to take clusters from"):
+    with pytest.raises(UserError, match="was made with no cluster"):
         run(table, cluster="meta")
     (tmp_path / "bad.parquet").write_text("no table")
     with pytest.raises(UserError, match=r"bad\.parquet is no Parquet file"):

@@ -25,6 +25,7 @@ WORKER_BYTES = 200_000_000
 """From how many bytes on another process pays: it takes about half a second to start."""
 
 _FACTS = "gymtrl"
+_MAKE = "make it: gymtrl inspect ROLLOUTS --table TABLE.parquet"
 
 
 class SourceFile(msgspec.Struct, frozen=True):
@@ -32,7 +33,6 @@ class SourceFile(msgspec.Struct, frozen=True):
 
     path: str
     size: int
-    modified_ns: int
 
 
 class TableFacts(msgspec.Struct, frozen=True):
@@ -130,39 +130,47 @@ def table_for(
     return path
 
 
-def read_facts(table: Path) -> TableFacts:
-    """What a stored table says of itself.
+def read_facts(table: Path) -> TableFacts | None:
+    """What a stored table says of itself; `None` where it says nothing, as one that was changed by other programs.
 
     Raises:
-        `UserError`: If the file is missing or no rollout table.
+        `UserError`: If the file is missing or no Parquet file.
     """
     try:
-        return msgspec.json.decode(pl.read_parquet_metadata(table)[_FACTS], type=TableFacts)
+        told = pl.read_parquet_metadata(table).get(_FACTS)
     except FileNotFoundError:
-        raise UserError(f"{table} does not exist", remedy="make it: gymtrl inspect ROLLOUTS --table FILE") from None
-    except (pl.exceptions.PolarsError, KeyError, msgspec.MsgspecError):
-        raise UserError(
-            f"{table} is no rollout table", remedy="make one: gymtrl inspect ROLLOUTS --table FILE"
-        ) from None
+        raise UserError(f"{table} does not exist", remedy=_MAKE) from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{table} is no Parquet file: {str(error).partition(chr(10))[0]}", remedy=_MAKE) from None
+    try:
+        return None if told is None else msgspec.json.decode(told, type=TableFacts)
+    except msgspec.MsgspecError:
+        return None
 
 
-def _check(table: Path, facts: TableFacts, cluster: str | None) -> None:
-    remake = f"make it again: gymtrl inspect ROLLOUTS --table {table}"
+def _check(table: Path, facts: TableFacts | None, cluster: str | None) -> None:
+    if facts is None:
+        if cluster is not None:
+            raise UserError(
+                f"{table} does not say what its clusters are: {cluster!r} cannot be looked up in it",
+                remedy="name the rollout files instead, or give the clusters as a .jsonl file",
+            )
+        return
+    remake = f"make the table again: gymtrl inspect ROLLOUTS --table {table}"
     for file in (*facts.files, *facts.sidecars):
         if not Path(file.path).is_file():
             raise UserError(f"{file.path}, which {table} was made from, is gone", remedy=f"put it back, or {remake}")
         if _state(Path(file.path)) != file:
             raise UserError(f"{file.path} has changed since {table} was made", remedy=remake)
-    if cluster != facts.cluster:
+    if cluster is not None and cluster != facts.cluster:
         raise UserError(
-            f"{table} was made with cluster {facts.cluster or 'not set'}, not {cluster or 'not set'}",
-            remedy=f"{remake}{f' --cluster {cluster}' if cluster else ''}",
+            f"{table} was made with {f'the cluster {facts.cluster!r}' if facts.cluster else 'no cluster'}",
+            remedy=f"{remake} --cluster {cluster}",
         )
 
 
 def _state(path: Path) -> SourceFile:
-    state = path.stat()
-    return SourceFile(str(path), state.st_size, state.st_mtime_ns)
+    return SourceFile(str(path), path.stat().st_size)
 
 
 def _default_workers(facts: TableFacts) -> int:
@@ -180,5 +188,5 @@ def _pieces(facts: TableFacts, folder: Path, max_line_bytes: int) -> Iterator[Pi
 
 
 def _part(piece: Piece, scanned: Scanned, first_line: int) -> pl.LazyFrame:
-    part = pl.scan_ipc(piece.table)
+    part = pl.scan_ipc(piece.table, glob=False)
     return part.with_columns(pl.col("line") + (first_line - 1)) if first_line > 1 else part

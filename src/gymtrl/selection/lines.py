@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from gymtrl.errors import UserError
-from gymtrl.rollouts.codec import decode_json
-from gymtrl.rollouts.convert import convert
+from gymtrl.rollouts.convert import judge
 from gymtrl.rollouts.reader import read_bytes
 from gymtrl.rollouts.record import Origin, Rollout
 from gymtrl.rollouts.sidecars import Sidecar
@@ -65,11 +64,7 @@ def read_rollout(origin: Origin) -> Rollout:
     Raises:
         `UserError`: If the file is gone, or the line is no longer the rollout that the table was made from.
     """
-    data = read_bytes(origin)
-    try:
-        line = convert(decode_json(data), origin, Sidecar(None, {}), None)
-    except (ValueError, RecursionError):
-        raise _changed(f"{origin}") from None
+    line = judge(read_bytes(origin), origin, Sidecar(None, {}), None)
     if line.rollout is None:
         raise _changed(f"{origin}")
     return line.rollout

@@ -102,17 +102,12 @@ def open_source(
     files = expand_inputs(inputs)
     dotted = dotted_cluster(settings)
     ready = is_table(files)
-    if ready and dotted is not None:
-        raise UserError(
-            f"{files[0]} is a table: its rows have no {dotted!r} to take clusters from",
-            remedy="name the rollout files instead, or give the clusters as a .jsonl file",
-        )
     clusters = _look_ahead(settings, ready=ready)
-    rows = _open(table_for(files, folder, cluster=dotted, on_bytes=on_bytes))
+    rows = _open(table_for(files, folder, cluster=dotted, max_line_bytes=settings.max_line_bytes, on_bytes=on_bytes))
     require_rollouts(files, _verdicts(rows))
     _known_names(rows, settings)
     own = pl.col("cluster_key") == TASK_CLUSTER
-    blind = ready and not rows.select(own.fill_null(True).all()).collect().item()
+    blind = ready and dotted is None and not rows.select(own.fill_null(True).all()).collect().item()
     if settings.cluster is not None and is_cluster_file(settings.cluster):
         rows, blind = with_clusters(rows, clusters, settings.cluster), False
     return Source(rows, _files_of(rows) if ready else files, clusters, blind)
