@@ -1,6 +1,7 @@
 # make demo         the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
 # make test         lint, types and all tests (PYTHON=... chooses the interpreter)
 # make benchmark    speed of the endpoint against plain generate
+# make benchmark-read   speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
 # make clean        removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -13,7 +14,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test benchmark clean
+.PHONY: setup demo test benchmark benchmark-read clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -34,6 +35,10 @@ test: setup
 benchmark: setup
 	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
 	$(BIN)/python benchmarks/serving.py $(SMALL_MODEL)
+
+benchmark-read: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/read.py $(GYMTRL_HOME)/gym/env
 
 clean:
 	rm -rf .venv-* .gymtrl runs/demo-*
