@@ -1,9 +1,10 @@
-# make demo         the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
-# make test         lint, types and all tests (PYTHON=... chooses the interpreter)
-# make conformance  every rollout that NeMo Gym ships: verdicts, and that nothing is lost (GYMTRL_GYM_FILES=... adds a folder)
-# make fuzz         100,000 shipped rows with broken bytes (GYMTRL_FUZZ=... says how many)
-# make benchmark    speed of the endpoint against plain generate
-# make clean        removes the environments, Gym, the model and the demo's runs
+# make demo           the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
+# make test           lint, types and all tests (PYTHON=... chooses the interpreter)
+# make conformance    every rollout that NeMo Gym ships: verdicts, and that nothing is lost (GYMTRL_GYM_FILES=... adds a folder)
+# make fuzz           100,000 shipped rows with broken bytes (GYMTRL_FUZZ=... says how many)
+# make benchmark      speed of the endpoint against plain generate
+# make benchmark-read speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
+# make clean          removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
@@ -15,7 +16,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test conformance fuzz benchmark clean
+.PHONY: setup demo test conformance fuzz benchmark benchmark-read clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -43,6 +44,10 @@ fuzz: setup
 benchmark: setup
 	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
 	$(BIN)/python benchmarks/serving.py $(SMALL_MODEL)
+
+benchmark-read: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/read.py $(GYMTRL_HOME)/gym/env
 
 clean:
 	rm -rf .venv-* .gymtrl runs/demo-*
