@@ -111,3 +111,10 @@ class ParquetRows:
 def dumped(items: list[dict[str, Any]]) -> list[str]:
     """Dumps each item to JSON; floats keep every digit."""
     return [json.dumps(item, ensure_ascii=False) for item in items]
+
+
+def holds_long_integer(value: Any) -> bool:
+    """Whether a JSON value has an integer that 64 bits cannot hold; `datasets` cannot load a `Json()` with one."""
+    if isinstance(value, dict | list):
+        return any(map(holds_long_integer, value.values() if isinstance(value, dict) else value))
+    return type(value) is int and not -(2**63) <= value < 2**64

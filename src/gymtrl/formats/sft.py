@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from gymtrl.errors import UserError
 from gymtrl.formats import folder
 from gymtrl.formats.checks import IGNORED, Refusal, Tokenized
-from gymtrl.formats.dataset import DROPPED_SCHEMA, ParquetRows, dumped, sft_schema
+from gymtrl.formats.dataset import DROPPED_SCHEMA, ParquetRows, dumped, holds_long_integer, sft_schema
 from gymtrl.formats.masks import tokenize
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.templates import ModelTemplate, model_template, to_chat
@@ -243,6 +243,9 @@ def _row(
     if line.rollout is None or (line.verdict != "ok" and not partial_context):
         return Refusal(f"{line.verdict}:{line.reason}" if line.reason else line.verdict, line.detail)
     rollout = line.rollout
+    arguments = [call.arguments for message in (*rollout.prompt, *rollout.completion) for call in message.tool_calls]
+    if holds_long_integer([arguments, *rollout.tools]):
+        return Refusal("integer_beyond_64_bits", "an integer in a tool or a call that datasets cannot load")
     tokens = tokenize(rollout, template, use_recorded=settings.use_recorded_ids == "auto")
     if isinstance(tokens, Refusal):
         return tokens
