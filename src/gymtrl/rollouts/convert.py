@@ -92,7 +92,7 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         return Line(origin, "reject", refused.reason, refused.detail)
     visible = sum([len(message.content) for message in conversation.prompt])
     chat = _Chat(conversation, request, response, offered, echoed, visible)
-    if _hides_context(chat) or _has_escapes(conversation):
+    if _hides_context(chat) or _hides_surrogate(conversation):
         return None
     return _line(row, chat, decode_json(data) if cluster else None, origin, sidecar, cluster)
 
@@ -246,10 +246,17 @@ def _hides_context(chat: _Chat) -> bool:
     return counted > HIDDEN_CONTEXT_TOKENS + chat.visible + chat.tools.length
 
 
-def _has_escapes(conversation: Conversation) -> bool:
-    """Whether arguments hold an escape, behind which there may be a lone surrogate."""
-    messages = (*conversation.prompt, *conversation.completion) if conversation.called else ()
-    return any("\\u" in call.arguments_json for message in messages for call in message.tool_calls)
+def _hides_surrogate(conversation: Conversation) -> bool:
+    """Whether there is a lone surrogate behind an escape in arguments."""
+    if not conversation.called:
+        return False
+    messages = (*conversation.prompt, *conversation.completion)
+    escaped = [c.arguments for m in messages for c in m.tool_calls if "\\u" in c.arguments_json]
+    try:
+        msgspec.json.encode(escaped)
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _visible(request: dict[str, Any], head: list[Any]) -> int:

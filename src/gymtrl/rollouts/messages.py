@@ -145,7 +145,7 @@ def _assistant(turn: Iterable[Item], calls: Mapping[str, ToolCall], flags: set[s
     called: list[ToolCall] = []
     for item in turn:
         if item.type == "message":
-            texts.append(_content(item.content)[0])
+            texts.append(item.content if type(item.content) is str else _content(item.content)[0])
         elif item.type == "function_call":
             called.append(calls[item.call_id or ""])
         elif thought := _thought(item):
