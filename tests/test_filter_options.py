@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gymtrl.errors import UserError
-from gymtrl.reports.selection import reading
 from gymtrl.rollouts.keys import input_key
 from gymtrl.rollouts.scan import write_table
 from gymtrl.selection.filter import FilterResult, filter_rollouts
@@ -633,6 +632,7 @@ def test_a_table_on_the_command_line_is_up_to_date_until_its_files_change(tmp_pa
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
+        ("--split", "test=0.1", "--validation"),
         ("--pass-rate", "0.9-0.1", "the lower end comes first"),
         ("--pass-rate", "half", "two numbers, such as 0.1-0.9"),
         ("--max-reward", "-1", "no reward can pass"),
@@ -646,14 +646,3 @@ def test_mistakes_are_explained(tmp_path: Path, option: str, value: str, message
     done = gymtrl("filter", path, "--reward-threshold", "1", option, value, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert [item.name for item in tmp_path.iterdir()] == ["rollouts.jsonl"]
-
-
-def test_progress_is_shown_only_when_reading_takes_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "big").write_bytes(b"x" * 3_000_000)
-    with reading([tmp_path / "big"]) as on_bytes:
-        on_bytes(3_000_000)
-    assert capsys.readouterr().err == ""
-    with reading([tmp_path / "big"], after=0) as on_bytes:
-        on_bytes(1_000_000)
-        on_bytes(2_000_000)
-    assert "reading (MB): 3 of 3" in capsys.readouterr().err

@@ -416,11 +416,14 @@ def test_a_cluster_is_in_table_and_page(tmp_path: Path) -> None:
         inspect_rollouts([path], cluster="no_such")
 
 
-def test_the_bar_shows_late_and_on_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_shows_late_and_on_terminals_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(b"x" * 2_000_000)
+
     def shown(seconds: float, *, terminal: bool) -> str:
         out = io.StringIO()
         monkeypatch.setattr("gymtrl.reports.reading._PATIENCE", seconds)
-        with watch_reading(2_000_000, Console(file=out, force_terminal=terminal, width=80)) as on_bytes:
+        with watch_reading([big], Console(file=out, force_terminal=terminal, width=80)) as on_bytes:
             on_bytes(500_000)
             time.sleep(0.15)
             on_bytes(500_000)

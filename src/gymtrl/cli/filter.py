@@ -29,14 +29,15 @@ def register(app: typer.Typer) -> None:
 def _preview(resolved: Resolved[FilterSettings], *, as_json: bool, rollouts: list[Path], out: Path | None) -> None:
     import tempfile
 
-    from gymtrl.reports.selection import preview_json, reading, render_preview
+    from gymtrl.reports.reading import watch_reading
+    from gymtrl.reports.selection import preview_json, render_preview
     from gymtrl.rollouts.inputs import expand_inputs
     from gymtrl.selection.funnel import preview_filter
     from gymtrl.workspace.spool import spooled
 
     with tempfile.TemporaryDirectory() as folder:
         files = expand_inputs(spooled(rollouts, Path(folder)))
-        with reading(files) as on_bytes:
+        with watch_reading(files) as on_bytes:
             preview = preview_filter(files, Path(folder), resolved.settings, on_bytes=on_bytes)
     if as_json:
         sys.stdout.write(preview_json(resolved_values(resolved), preview))
@@ -50,7 +51,7 @@ def _preview(resolved: Resolved[FilterSettings], *, as_json: bool, rollouts: lis
 def filter_(rollouts: Inputs, out: Out = None, *, stage: Stage) -> None:
     """Keep the rollouts that are worth training on; say why the rest is not; hold tasks out for validation."""
     from gymtrl.cli.run import run_stage
-    from gymtrl.reports.selection import reading
+    from gymtrl.reports.reading import watch_reading
     from gymtrl.rollouts.inputs import expand_inputs
     from gymtrl.selection.filter import FilterResult, files_read, filter_rollouts
     from gymtrl.workspace.spool import spooled
@@ -59,7 +60,7 @@ def filter_(rollouts: Inputs, out: Out = None, *, stage: Stage) -> None:
     files = expand_inputs(spooled(rollouts, folder.parent))
 
     def work() -> FilterResult:
-        with reading(files) as on_bytes:
+        with watch_reading(files) as on_bytes:
             return filter_rollouts(files, folder, stage.settings, on_bytes=on_bytes)
 
     run_stage(

@@ -107,7 +107,7 @@ def _inspect(
         # A table is of use only as long as the files that it names are there.
         inputs = expand_inputs(spooled(rollouts, table.parent if table else Path(folder)))
         made = table or Path(folder) / "table.parquet"
-        with watch_reading(sum(path.stat().st_size for path in inputs)) as on_bytes:
+        with watch_reading(inputs) as on_bytes:
             summary = inspect_rollouts(
                 inputs, cluster=cluster, max_line_bytes=max_line_bytes, table=made, on_bytes=on_bytes
             )

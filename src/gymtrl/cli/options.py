@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from gymtrl.workspace.settings import Resolved, resolve
@@ -118,7 +118,10 @@ _SETS = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set any setting; may be repeated.", show_default=False),
 ]
-_DRY = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and their origins, and stop.")]
+_DRY = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the resolved settings and their origins, and what else is known beforehand."),
+]
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 _COMMON = [
     inspect.Parameter("recipe", _KEYWORD, annotation=_RECIPE, default=None),
@@ -130,11 +133,12 @@ _COMMON = [
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter | None:
     """One option; `None` for mappings, which are set from the recipe or with `--set key.sub=value`."""
-    kind = _option_kind(field.annotation)
+    kind = _option_kind(field)
     if get_origin(kind) is dict:
         return None
     flag = "--" + name.replace("_", "-")
-    declared = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+    also = field.json_schema_extra.get("flags", ()) if isinstance(field.json_schema_extra, dict) else ()
+    declared = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *map(str, also)]  # type: ignore[arg-type]
     option = typer.Option(*declared, help=f"{field.description} {_default_text(field)}".strip(), show_default=False)
     return inspect.Parameter(name, _KEYWORD, annotation=Annotated[kind | None, option], default=None)
 
@@ -146,12 +150,14 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
-def _option_kind(annotation: Any) -> Any:
-    """What one word on the command line is; settings that are pairs read it themselves, as in `0.1-0.9`."""
-    kind = _without_none(annotation)
+def _option_kind(field: FieldInfo) -> Any:
+    """What one word on the command line is; some settings read their word themselves, such as `0.1-0.9`."""
+    kind = _without_none(field.annotation)
+    metadata = [*field.metadata]
     while get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    return str if get_origin(kind) is tuple else kind
+        kind, *more = get_args(kind)
+        metadata += more
+    return str if any(isinstance(part, BeforeValidator) for part in metadata) else kind
 
 
 def _default_text(field: FieldInfo) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -13,19 +14,19 @@ _PATIENCE = 2.0
 
 
 @contextmanager
-def watch_reading(total: int, console: Console | None = None) -> Iterator[Callable[[int], object]]:
+def watch_reading(files: Iterable[Path], console: Console | None = None) -> Iterator[Callable[[int], object]]:
     """Yields a function to be told how many bytes were read since its last call.
 
     A bar appears after two seconds, and only on a terminal.
 
     Args:
-        total (`int`): Bytes that there are to read.
+        files (`Iterable[Path]`): What is read.
         console (`Console`, *optional*): Standard error unless given.
     """
     console = console or Console(stderr=True)
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True)
-    task = progress.add_task("reading", total=total)
+    task = progress.add_task("reading", total=sum(path.stat().st_size for path in files))
     started = time.monotonic()
 
     def advance(count: int) -> None:

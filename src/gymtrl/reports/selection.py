@@ -1,11 +1,7 @@
-"""A filter before it runs, for a terminal, and its progress while it reads."""
+"""A filter before it runs, for a terminal."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gymtrl.reports.progress import watch
 from gymtrl.selection.funnel import Preview
 from gymtrl.text import plain
 
@@ -37,33 +32,6 @@ def render_preview(preview: Preview, console: Console | None = None) -> None:
     if any(kept.estimated for kept in preview.sweep):
         console.print(Text("~ with estimates, a token for four characters, where the run did not count tokens"))
     console.print("dry run: nothing was written")
-
-
-@contextmanager
-def reading(files: Sequence[Path], *, after: float = 2.0) -> Iterator[Callable[[int], None]]:
-    """Shows how far the reading of files is, if it takes long.
-
-    Args:
-        files (`Sequence[Path]`): What is read.
-        after (`float`, *optional*, defaults to 2.0): Seconds before anything is shown.
-
-    Yields:
-        `Callable[[int], None]`: To be called with the number of bytes read since the last call.
-    """
-    total = round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6)
-    start, done = time.monotonic(), 0
-    show: Callable[[str, int, int], None] | None = None
-    with ExitStack() as stack:
-
-        def read(count: int) -> None:
-            nonlocal show, done
-            done += count
-            if show is None and time.monotonic() - start >= after:
-                show = stack.enter_context(watch())
-            if show is not None:
-                show("reading (MB)", min(round(done / 1e6), total), total)
-
-        yield read
 
 
 def _funnel(preview: Preview) -> Table:

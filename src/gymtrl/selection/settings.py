@@ -27,7 +27,13 @@ def _in_order(band: tuple[float, float]) -> tuple[float, float]:
     return band
 
 
+def _read_share(value: Any) -> Any:
+    """`validation=0.1` as the number alone."""
+    return value.removeprefix("validation=") if isinstance(value, str) else value
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+HeldOut = Annotated[float, Field(ge=0.0, lt=1.0), BeforeValidator(_read_share)]
 Band = Annotated[tuple[Share, Share], BeforeValidator(_read_band), AfterValidator(_in_order)]
 Names = Annotated[list[str], Field(min_length=1)]
 
@@ -147,12 +153,10 @@ class FilterSettings(BaseModel, extra="forbid"):
         description="Fewest characters of a completion",
         json_schema_extra={"source": "no bound"},
     )
-    validation: float = Field(
+    validation: HeldOut = Field(
         default=0.1,
-        ge=0.0,
-        lt=1.0,
         description="Share of the tasks (clusters) held out for validation; 0 holds out none",
-        json_schema_extra={"source": "ours"},
+        json_schema_extra={"source": "ours", "flags": ["--split"]},
     )
     cluster: str | None = Field(
         default=None,
