@@ -126,7 +126,7 @@ def test_context_has_its_remedy_and_the_conversation(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rollouts.jsonl", [undeclared])
     shown = view(read_row(f"{path}:1"))
     assert re.search(r"verdict\s+context: tools_undeclared", shown)
-    assert "--allow-partial-context" in shown.replace("\n", "") and "▌ the answer" in shown
+    assert "--keep-context" in shown.replace("\n", "") and "▌ the answer" in shown
 
 
 def test_every_shipped_line_can_be_shown_and_is_what_reading_all_gives(gym_site_packages: Path) -> None:
