@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gymtrl.rollouts.reader import read_lines
+from gymtrl.rollouts.reasons import remedy_for
 from gymtrl.rollouts.record import Line
-from gymtrl.rollouts.remedies import remedy_for
 
 EXPECTED = Path(__file__).parent / "data" / "expected-verdicts-nemo-gym-0.4.0.json"
 OTHER_FILES = "GYMTRL_GYM_FILES"

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gymtrl.rollouts.reader import read_at, read_bytes, read_lines
+from gymtrl.rollouts.reasons import remedy_for
 from gymtrl.rollouts.record import Line
-from gymtrl.rollouts.remedies import remedy_for
 from test_lossless import check_items, check_row
 
 MUTATIONS = int(os.environ.get("GYMTRL_FUZZ", "2000"))

@@ -13,7 +13,7 @@ from gymtrl.reports.inspection import render, summary_json
 from gymtrl.rollouts.inspection import inspect_rollouts
 from gymtrl.rollouts.quality import default_threshold
 from gymtrl.rollouts.reader import read_lines
-from gymtrl.rollouts.remedies import remedy_for
+from gymtrl.rollouts.reasons import remedy_for
 from gymtrl.rollouts.summary import Bin, Component, Summary, Suspicion, summarize
 from gymtrl.rollouts.table import rollout_table
 

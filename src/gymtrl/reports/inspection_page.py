@@ -22,8 +22,8 @@ from markupsafe import Markup
 
 from gymtrl.rollouts.examples import choose_examples
 from gymtrl.rollouts.reader import read_at
+from gymtrl.rollouts.reasons import remedy_for
 from gymtrl.rollouts.record import Line, Message
-from gymtrl.rollouts.remedies import remedy_for
 from gymtrl.rollouts.summary import Bin, Summary
 from gymtrl.text import plain
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gymtrl.rollouts.reader import read_bytes
+from gymtrl.rollouts.reasons import remedy_for
 from gymtrl.rollouts.record import Line, Message, Origin, Rollout
-from gymtrl.rollouts.remedies import remedy_for
 from gymtrl.text import plain
 
 VERDICT_STYLES = {"ok": "green", "context": "yellow", "reject": "red", "skip": "dim"}

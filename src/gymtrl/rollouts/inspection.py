@@ -15,8 +15,8 @@ from gymtrl.errors import UserError
 
 from .inputs import expand_inputs
 from .reader import MAX_LINE_BYTES, read_at
+from .reasons import remedy_for
 from .record import Line, Origin
-from .remedies import remedy_for
 from .scan import table_for
 from .summary import Summary, summarize
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from .groups import tied_tasks
 from .quality import default_threshold
-from .remedies import remedy_for
+from .reasons import remedy_for
 from .sidecars import count_failures, load_sidecar
 from .suspicions import EXAMPLES, MEASURED, places, suspicions
 from .suspicions import Suspicion as Suspicion

@@ -7,44 +7,13 @@ from typing import Any
 
 import polars as pl
 
+from .columns import COLUMNS
 from .groups import group_key
 from .keys import completion_key
 from .quality import fault
 from .record import Line, Message
 
-SCHEMA: dict[str, pl.DataType] = {
-    "file": pl.String(),
-    "line": pl.Int64(),
-    "offset": pl.Int64(),
-    "length": pl.Int64(),
-    "row_id": pl.String(),
-    "verdict": pl.String(),
-    "reason": pl.String(),
-    "detail": pl.String(),
-    "task_key": pl.String(),
-    "input_key": pl.String(),
-    "cluster_key": pl.String(),
-    "completion_key": pl.String(),
-    "group": pl.String(),
-    "task_index": pl.Int64(),
-    "repeat": pl.Int64(),
-    "agent": pl.String(),
-    "environment": pl.String(),
-    "model": pl.String(),
-    "reward": pl.Float64(),
-    "turns": pl.Int64(),
-    "tool_calls": pl.Int64(),
-    "tools": pl.List(pl.String()),
-    "prompt_chars": pl.Int64(),
-    "completion_chars": pl.Int64(),
-    "input_tokens": pl.Int64(),
-    "output_tokens": pl.Int64(),
-    "recorded_tokens": pl.Int64(),
-    "truncated": pl.Boolean(),
-    "masked": pl.Boolean(),
-    "fault": pl.String(),
-    "flags": pl.List(pl.String()),
-}
+SCHEMA: dict[str, pl.DataType] = {column.name: column.kind for column in COLUMNS}
 COMPONENT = "reward_"
 """Prefix of the columns that follow those of `SCHEMA`: one for each component of the reward, sorted by name."""
 

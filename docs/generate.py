@@ -1,0 +1,112 @@
+"""The parts of the pages that come from the code, written between `<!-- generated: NAME -->` and `<!-- end -->`.
+
+Run as: python docs/generate.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from gymtrl.rollouts.columns import COLUMNS
+from gymtrl.rollouts.reasons import FAULTS, FLAGS, REASONS
+from gymtrl.selection.rules import RULES
+from gymtrl.selection.settings import FilterSettings
+
+FOLDER = Path(__file__).parent
+PAGES = ("verdicts.md", "filter.md")
+_PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TYPES = {pl.String(): "text", pl.Int64(): "integer", pl.Float64(): "number", pl.Boolean(): "yes or no"}
+
+
+def generated(page: str) -> str:
+    """A page with its generated parts as the code has them now."""
+    return _PART.sub(lambda part: f"{part[1]}\n{_PARTS[part[2]]()}\n{part[3]}", page)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _verdicts(kind: str) -> str:
+    found = ((f"`{code}`", r.meaning, r.remedy) for code, r in REASONS.items() if r.kind == kind)
+    return _table(("code", "what it means", "what to do"), ((code, _tags(m), _tags(r)) for code, m, r in found))
+
+
+def _remarks(words: dict[str, str]) -> str:
+    return _table(("code", "what it means"), ((f"`{code}`", _tags(text)) for code, text in words.items()))
+
+
+def _columns() -> str:
+    return _table(("column", "type", "what it holds"), ((f"`{c.name}`", _type(c.kind), c.words) for c in COLUMNS))
+
+
+def _type(kind: pl.DataType) -> str:
+    return "list of texts" if kind == pl.List(pl.String()) else _TYPES[kind]
+
+
+def _rules() -> str:
+    return "".join(f"{place}. `{rule.name}`: {rule.words}\n" for place, rule in enumerate(RULES, start=1))
+
+
+def _settings() -> str:
+    shapes = FilterSettings.model_json_schema()["properties"]
+    rows = []
+    for name, field in FilterSettings.model_fields.items():
+        assert isinstance(field.json_schema_extra, dict)
+        default = "" if field.default is None else f"`{str(field.default).lower()}`"
+        source = str(field.json_schema_extra["source"])
+        rows.append((f"`--{name.replace('_', '-')}`", _shape(shapes[name]), default, field.description or "", source))
+    return _table(("flag", "type", "default", "what it does", "where the default comes from"), rows)
+
+
+def _shape(schema: dict[str, Any]) -> str:
+    """The type of a setting in words, from its JSON schema."""
+    schema = next((one for one in schema.get("anyOf", []) if one["type"] != "null"), schema)
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return "two numbers" if "prefixItems" in schema else f"{_shape(schema['items'])}s"
+    if schema.get("format") == "path":
+        return "file"
+    return {"string": "text", "boolean": "yes or no"}.get(schema["type"], schema["type"])
+
+
+def _tags(text: str) -> str:
+    """Words with what looks like a tag or a flag as code, so that Markdown shows it."""
+    return re.sub(r"(</?think>|--[a-z][a-z-]+)", r"`\1`", text)
+
+
+_PARTS: dict[str, Callable[[], str]] = {
+    "context": lambda: _verdicts("context"),
+    "reject": lambda: _verdicts("reject"),
+    "skip": lambda: _verdicts("skip"),
+    "faults": lambda: _remarks(FAULTS),
+    "flags": lambda: _remarks(FLAGS),
+    "columns": _columns,
+    "rules": _rules,
+    "settings": _settings,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the generated parts of the pages.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is stale")
+    check = parser.parse_args().check
+    stale = [path for path in map(FOLDER.joinpath, PAGES) if generated(path.read_text()) != path.read_text()]
+    for path in stale:
+        print(f"{path} is stale: run python docs/generate.py" if check else f"→ {path}")
+        if not check:
+            path.write_text(generated(path.read_text()))
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The pages under docs/ hold what they say: generated parts are the code's, commands run and print what is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from gymtrl.rollouts.columns import COLUMNS
+from gymtrl.rollouts.reader import read_lines
+from gymtrl.rollouts.reasons import FAULTS, FLAGS, REASONS, remedy_for
+from gymtrl.rollouts.record import VerdictKind
+from gymtrl.rollouts.table import SCHEMA, rollout_table
+from rows import row
+from test_conformance import expected_verdicts
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ("verdicts.md", "filter.md")
+
+USER = {"role": "user", "content": "q"}
+SAID = {"role": "assistant", "content": "a"}
+THOUGHT = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
+TOOL = {"type": "function", "name": "f", "description": "", "parameters": {}}
+
+
+def call(call_id: str | None = "c", arguments: str = "{}") -> dict[str, Any]:
+    return {"type": "function_call", "name": "f", "call_id": call_id, "arguments": arguments}
+
+
+def result(call_id: str = "c") -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": call_id, "output": "r"}
+
+
+def chat(*output: Any, tools: list[Any] | None = None, **request: Any) -> dict[str, Any]:
+    """A rollout with this output and these fields of the request."""
+    made = row("q", "a", 1.0)
+    made["responses_create_params"] |= {"tools": [TOOL] if tools is None else tools} | request
+    made["response"]["output"] = list(output)
+    return made
+
+
+def counted(tokens: int) -> dict[str, Any]:
+    made = chat(SAID)
+    made["response"]["usage"] = {"input_tokens": tokens, "output_tokens": 1}
+    return made
+
+
+LINES: dict[str, Any] = {
+    "tools_undeclared": chat(call(), result(), SAID, tools=[]),
+    "hidden_context": counted(100_000),
+    "malformed_json": '{"cut',
+    "not_object": "[1]",
+    "line_too_long": row("q", "a" * 200_000, 1.0),
+    "failure_row": row("q", "a", 0.0, _ng_failure_class="timeout"),
+    "task_only": {"responses_create_params": {"input": [USER]}},
+    "custom_record": {"question": "q"},
+    "episode_result": {"_ng_result_type": "episode"},
+    "empty_output": chat(),
+    "noncumulative_transitions": chat([SAID], [THOUGHT, SAID]),
+    "unsupported_modality_audio": chat(SAID, metadata={"audio_url": "u"}),
+    "no_prompt": chat(SAID, input=[]),
+    "no_assistant_turn": chat(USER),
+    "unsupported_item_type": chat({"type": "web_search_call"}, SAID),
+    "unsupported_content_part": chat(SAID, input=[{"role": "user", "content": [{"type": "input_file"}]}]),
+    "refusal_part": chat({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}),
+    "missing_call_id": chat(call(None), SAID),
+    "duplicate_call_id": chat(call(), result(), call(), SAID),
+    "bad_tool_arguments": chat(call(arguments="[]"), result(), SAID),
+    "orphan_tool_output": chat(result("other"), SAID),
+    "duplicate_tool_output": chat(call(), result(), result(), SAID),
+    "missing_tool_output": chat(call("b"), call(), result(), SAID),
+    "ambiguous_turns": chat(SAID, SAID),
+    "empty_assistant": chat(SAID, USER, {"role": "assistant", "content": ""}),
+    "roundtrip_mismatch": chat({"role": "assistant", "content": "\ud800"}),
+    "materialized_input": {"responses_create_params": {"input": [USER]}, "_ng_rollout_index": 0},
+    "reward_profile": {"mean/reward": 0.5, "responses_create_params": {"input": [USER]}},
+}
+"""A line for each reason."""
+
+FAULTY = {
+    "ends_in_reasoning": chat(THOUGHT),
+    "unbalanced_think": chat({"role": "assistant", "content": "<think>a<think>b</think>c"}),
+}
+FLAGGED = {
+    "cluster_missing": chat(SAID),
+    "developer_role": chat(SAID, input=[{"role": "developer", "content": "d"}, USER]),
+    "prompt_differs": row("another question", "a", 1.0),
+    "reasoning_hidden": chat({"type": "reasoning", "summary": []}, SAID),
+    "reward_not_a_number": chat(SAID) | {"reward": "much"},
+    "think_in_content": chat({"role": "assistant", "content": "<think>a</think>b"}),
+    "token_ids_partial": chat({**SAID, "prompt_token_ids": [1], "generation_token_ids": [2]}),
+    "tool_not_function": chat(SAID, tools=[{"type": "web_search"}]),
+}
+
+
+def written(path: Path, *lines: Any) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    done = subprocess.run([sys.executable, DOCS / "generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_generated_part_stands_in_a_page() -> None:
+    text = "".join((DOCS / page).read_text() for page in PAGES)
+    parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
+    assert sorted(parts) == sorted(["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings"])
+    assert text.count("<!-- end -->") == len(parts)
+    assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
+
+
+def test_a_stale_part_is_found_and_mended(tmp_path: Path) -> None:
+    for name in ("generate.py", *PAGES):
+        (tmp_path / name).write_text((DOCS / name).read_text())
+    page = tmp_path / "verdicts.md"
+    page.write_text(page.read_text().replace("| `malformed_json` |", "| `broken` |"))
+    command = [sys.executable, str(tmp_path / "generate.py")]
+    assert subprocess.run([*command, "--check"], stdout=subprocess.DEVNULL).returncode == 1
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    assert page.read_text() == (DOCS / "verdicts.md").read_text()
+
+
+@pytest.mark.parametrize("reason", LINES)
+def test_each_reason_arises_with_the_verdict_that_is_described(tmp_path: Path, reason: str) -> None:
+    (line,) = read_lines([written(tmp_path / "rollouts.jsonl", LINES[reason])], max_line_bytes=100_000)
+    assert (line.verdict, line.reason.partition(":")[0]) == (REASONS[reason].kind, reason), line.detail
+    assert remedy_for(line.verdict, line.reason) == REASONS[reason].remedy
+
+
+def test_no_reason_is_described_that_cannot_arise() -> None:
+    assert LINES.keys() == REASONS.keys()
+
+
+def test_every_reason_in_the_shipped_files_is_described() -> None:
+    told = {verdict for verdicts in expected_verdicts().values() for verdict in verdicts} - {"ok"}
+    assert {verdict.split(":")[1] for verdict in told} <= REASONS.keys()
+    assert all(REASONS[reason].kind == kind for kind, reason, *_ in (verdict.split(":") for verdict in told))
+
+
+def test_each_record_says_what_it_must() -> None:
+    kinds = set(get_args(VerdictKind)) - {"ok"}
+    assert {reason.kind for reason in REASONS.values()} == kinds
+    sentences = [text for reason in REASONS.values() for text in (reason.meaning, reason.remedy)]
+    sentences += [*FAULTS.values(), *FLAGS.values(), *(column.words for column in COLUMNS)]
+    assert all(text[-1] == "." and text[0] in "`<" + text[0].upper() for text in sentences)
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_each_fault_arises(tmp_path: Path, fault: str) -> None:
+    table = rollout_table(read_lines([written(tmp_path / "rollouts.jsonl", FAULTY[fault])]))
+    assert table["fault"].to_list() == [fault]
+
+
+@pytest.mark.parametrize("flag", FLAGGED)
+def test_each_flag_arises(tmp_path: Path, flag: str) -> None:
+    path = written(tmp_path / "rollouts.jsonl", row("q", "a", 1.0, group="g"), FLAGGED[flag])
+    table = rollout_table(read_lines([path], cluster="group" if flag == "cluster_missing" else None))
+    assert table["verdict"].to_list() == ["ok", "ok"]
+    assert flag in table["flags"].to_list()[1]
+
+
+def test_all_faults_and_flags_are_tried() -> None:
+    assert (FAULTY.keys(), FLAGGED.keys()) == (FAULTS.keys(), FLAGS.keys())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_a_page_run_and_show_what_it_says(gym_site_packages: Path, tmp_path: Path, page: str) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", (DOCS / page).read_text(), flags=re.DOTALL)
+    env = os.environ | {
+        "SITE": str(gym_site_packages),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COLUMNS": "112",
+    }
+    assert blocks
+    for commands, shown in blocks:
+        done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), commands
+        assert [line.rstrip() for line in done.stdout.splitlines()] == shown.splitlines(), commands
+
+
+def test_readme_links_the_pages() -> None:
+    readme = (DOCS.parent / "README.md").read_text()
+    assert all(f"(docs/{page})" in readme for page in PAGES)
