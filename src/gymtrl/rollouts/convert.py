@@ -92,9 +92,16 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         return Line(origin, "reject", refused.reason, refused.detail)
     visible = sum([len(message.content) for message in conversation.prompt])
     chat = _Chat(conversation, request, response, offered, echoed, visible)
-    if _hides_context(chat) or _hides_surrogate(conversation):
+    if _hides_surrogate(conversation):
         return None
-    return _line(row, chat, decode_json(data) if cluster else None, origin, sidecar, cluster)
+    hides = _hides_context(chat)
+    try:
+        value: Any = decode_json(data) if hides or cluster is not None else None
+    except ValueError:  # nested too deeply
+        return None
+    if hides:
+        chat = chat._replace(visible=_visible(value, prompt_head(output)))
+    return _line(row, chat, value, origin, sidecar, cluster)
 
 
 def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
@@ -115,7 +122,6 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         offered, echoed = read_tools(request.get("tools")), read_tools(response.get("tools"))
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
-    head = flat_output(response["output"])[: prompt_head(output)]
     usage = response.get("usage")
     chat = _Chat(
         conversation,
@@ -126,7 +132,7 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         ),
         offered,
         echoed,
-        _visible(request, head),
+        _visible(value, prompt_head(output)),
     )
     return _line(pick(Facts, value, *Facts.__struct_fields__), chat, value, origin, sidecar, cluster)
 
@@ -259,10 +265,12 @@ def _hides_surrogate(conversation: Conversation) -> bool:
     return False
 
 
-def _visible(request: dict[str, Any], head: list[Any]) -> int:
-    """Characters of the prompt's items as JSON, without the tools."""
-    given = [request.get("input"), *([request["instructions"]] if request.get("instructions") else []), *head]
-    return sum(len(json.dumps(item, ensure_ascii=False)) for item in given)
+def _visible(row: dict[str, Any], head: int) -> int:
+    """Characters of the prompt's items as JSON, those at the head of the output among them, without the tools."""
+    request = row["responses_create_params"]
+    shown = [request.get("input"), *([request["instructions"]] if request.get("instructions") else [])]
+    shown += flat_output(row["response"]["output"])[:head]
+    return sum([len(json.dumps(item, ensure_ascii=False)) for item in shown])
 
 
 def _number(value: Any) -> float | None:

@@ -29,23 +29,19 @@ class Refused(Exception):
 
 
 def is_regular(items: Iterable[Item]) -> bool:
-    """Whether all items are of a known type with known content; gives a type to messages that have none."""
+    """Whether every item has content of a known kind; gives a type to messages that have none."""
     for item in items:
         kind = item.type
-        if not kind:
-            if item.role is None:
-                return False
+        if kind is None:
             kind = item.type = "message"
         if kind == "message":
-            if item.role not in ROLES or not _is_content(item.content, images=item.role != "assistant"):
+            role = item.role
+            if role is None or not (type(item.content) is str or _is_content(item.content, images=role != "assistant")):
                 return False
         elif kind == "reasoning":
             if not (_is_thought(item.summary) and _is_thought(item.content)):
                 return False
-        elif kind == "function_call_output":
-            if not _is_content(item.output, images=True):
-                return False
-        elif kind != "function_call":
+        elif kind == "function_call_output" and not _is_content(item.output, images=True):
             return False
     return True
 
@@ -62,10 +58,10 @@ def read_calls(items: Sequence[Item]) -> dict[str, ToolCall]:
     Raises:
         `Refused`: If calls and answers do not belong together; of several reasons the first in rank.
     """
+    if {item.type for item in items}.isdisjoint(("function_call", "function_call_output")):
+        return {}
     calls = [item for item in items if item.type == "function_call"]
     answers = [item for item in items if item.type == "function_call_output"]
-    if not calls and not answers:
-        return {}
     for item in (*calls, *answers):
         if not item.call_id:
             raise Refused("missing_call_id", f"a {item.type} without call_id")

@@ -201,8 +201,8 @@ def _item(item: dict[str, Any]) -> Item:
     """An item that passed the checks."""
     log_probs = _numbers(item.get("generation_log_probs"), (int, float))
     return Item(
-        type=_kind(item),
-        role=_text(item.get("role")),
+        type=_kind(item),  # type: ignore[arg-type]  # as was checked
+        role=_text(item.get("role")),  # type: ignore[arg-type]
         content=_content(item.get("content")),
         summary=_content(item.get("summary")),  # type: ignore[arg-type]  # a list, as was checked
         call_id=_text(item.get("call_id")),

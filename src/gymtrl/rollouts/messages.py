@@ -57,7 +57,8 @@ def read_items(asked: Sequence[Item], output: Sequence[Item]) -> Conversation:
     if not any(map(is_policy, said)):
         raise Refused("no_assistant_turn", "the output holds nothing that the policy said")
     calls = read_calls([*before, *said])
-    check_turns(said)
+    if len(said) > 1:
+        check_turns(said)
     flags: set[str] = set()
     prompt, _ = _fold(before, calls, flags)
     flags &= {"developer_role"}
@@ -116,10 +117,11 @@ def _fold(
     turns: list[list[Item]] = []
     turn: list[Item] = []
     for item in items:
-        if item.type == "message" and item.role != "assistant":
+        role = item.role
+        if item.type == "message" and role != "assistant":
             text, images, offsets = _content(item.content)
-            message = Message(item.role, text, images, image_offsets=offsets)  # type: ignore[arg-type]
-            if item.role == "developer":
+            message = Message(role, text, images, image_offsets=offsets)  # type: ignore[arg-type]
+            if role == "developer":
                 flags.add("developer_role")
         elif item.type == "function_call_output":
             text, images, offsets = _content(item.output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -17,10 +17,10 @@ class Part(Struct, gc=False):
 
 
 class Item(Struct, gc=False):
-    """A Responses item of any type; a role without a type makes a message."""
+    """A Responses item of any type that a chat has a place for; a role without a type makes a message."""
 
-    type: str | None = None
-    role: str | None = None
+    type: Literal["message", "reasoning", "function_call", "function_call_output"] | None = None
+    role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | list[Part] | None = None
     summary: list[Part] | None = None
     call_id: str | None = None
