@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,10 +14,10 @@ from .codec import TOO_DEEP, decode_json, to_float, to_utf8
 from .items import Refused, is_regular
 from .keys import named_cluster, task_key
 from .loose import flat_output, has_audio, loose_items, refuse_surrogates
-from .messages import Conversation, prompt_head, read_items
+from .messages import Conversation, Prompt, prompt_head, read_items, read_prompt
 from .record import Line, Origin, Rollout, Sampling
 from .sidecars import Sidecar
-from .source import Facts, Item, Request, Response, Row, Usage, decode_row, keys_of, pick
+from .source import Facts, Item, Request, Response, Row, Usage, decode_input, decode_row, keys_of, pick
 from .tools import NO_TOOLS, Tools, decode_tools, read_tools
 
 # By how much the counted prompt tokens may exceed the characters that the row shows: chat templates and default system
@@ -57,6 +58,7 @@ def judge(data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) ->
 class _Chat(NamedTuple):
     """A conversation with what is known of its surroundings."""
 
+    asked: Prompt
     conversation: Conversation
     request: Request
     response: Response
@@ -79,19 +81,18 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
             return None
         asked, answered = isinstance(request, Request), isinstance(response, Response)
         return _no_rollout(_kind(keys, failed=failed, asked=asked, answered=answered), keys, origin)
-    given, output = _asked(request), response.output
-    if not output or not is_regular(given) or not is_regular(output) or has_audio(request.metadata):
+    instructions = request.instructions if isinstance(request.instructions, str) else ""
+    given, output = _asked(bytes(request.input), instructions), response.output
+    if given is None or not output or not is_regular(output) or has_audio(request.metadata):
         return None
     try:
         conversation = read_items(given, output)
         offered = decode_tools(bytes(request.tools))
-        # Where the request declares all that is called, its echo in the response adds nothing.
-        needed = offered is NO_TOOLS or conversation.called - offered.names
-        echoed = decode_tools(bytes(response.tools)) if needed else NO_TOOLS
+        echoed = decode_tools(bytes(response.tools)) if _needs_echo(conversation, offered) else NO_TOOLS
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
     visible = sum([len(message.content) for message in conversation.prompt])
-    chat = _Chat(conversation, request, response, offered, echoed, visible)
+    chat = _Chat(given, conversation, request, response, offered, echoed, visible)
     if _hides_surrogate(conversation):
         return None
     hides = _hides_context(chat)
@@ -116,14 +117,17 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         return _no_rollout(kind, value, origin)
     request, response = value["responses_create_params"], value["response"]
     try:
-        given, output = loose_items(request, response)
+        items, output = loose_items(request, response)
+        given = read_prompt(items)
         conversation = read_items(given, output)
         refuse_surrogates(conversation)
-        offered, echoed = read_tools(request.get("tools")), read_tools(response.get("tools"))
+        offered = read_tools(request.get("tools"))
+        echoed = read_tools(response.get("tools")) if _needs_echo(conversation, offered) else NO_TOOLS
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
     usage = response.get("usage")
     chat = _Chat(
+        given,
         conversation,
         pick(Request, request, "temperature", "top_p", "max_output_tokens"),
         Response(
@@ -135,6 +139,11 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         _visible(value, prompt_head(output)),
     )
     return _line(pick(Facts, value, *Facts.__struct_fields__), chat, value, origin, sidecar, cluster)
+
+
+def _needs_echo(conversation: Conversation, offered: Tools) -> bool:
+    """Where the request declares all that is called, its echo in the response adds nothing."""
+    return offered is NO_TOOLS or not conversation.called <= offered.names
 
 
 _KIND_DETAIL = {
@@ -166,15 +175,18 @@ def _no_rollout(kind: str, keys: Iterable[str], origin: Origin) -> Line:
     return Line(origin, "reject", kind, _KIND_DETAIL[kind].format(keys=", ".join(list(keys)[:5])))
 
 
-def _asked(request: Request) -> list[Item]:
-    items: list[Item] = []
-    if isinstance(request.instructions, str) and request.instructions:
-        items.append(Item("message", "system", request.instructions))
-    if isinstance(request.input, str):
-        items.append(Item("message", "user", request.input))
-    elif request.input is not None:
-        items += request.input
-    return items
+# The rollouts of one task were sent the same, and most tasks have several.
+@lru_cache(maxsize=1024)
+def _asked(data: bytes, instructions: str) -> Prompt | None:
+    items = decode_input(data)
+    if items is None or not is_regular(items):
+        return None
+    return read_prompt([Item("message", "system", instructions), *items] if instructions else items)
+
+
+@lru_cache(maxsize=1024)
+def _asked_key(name: str | None, asked: Prompt, tools: Tools) -> str:
+    return task_key(name, asked.messages or (), tools.canonical)
 
 
 def _line(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
@@ -197,7 +209,10 @@ def _rollout(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sid
     agent, environment = _name(facts.agent_ref), _name(facts._ng_environment_server)
     task_index, rollout_index = _integer(facts._ng_task_index), _integer(facts._ng_rollout_index)
     asked = sidecar.find(task_index, rollout_index)
-    task = task_key(environment or agent, conversation.prompt, tools.canonical)
+    if conversation.prompt is chat.asked.messages:
+        task = _asked_key(environment or agent, chat.asked, tools)
+    else:
+        task = task_key(environment or agent, conversation.prompt, tools.canonical)
     input_key = asked.input_key if asked else None
     cluster_key = input_key or task
     if cluster is not None:

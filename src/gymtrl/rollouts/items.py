@@ -52,13 +52,18 @@ def is_policy(item: Item) -> bool:
     return kind == "reasoning" or kind == "function_call" or (kind == "message" and item.role == "assistant")
 
 
+def has_calls(items: Iterable[Item]) -> bool:
+    """Whether there are calls among the items, or answers to calls."""
+    return not {item.type for item in items}.isdisjoint(("function_call", "function_call_output"))
+
+
 def read_calls(items: Sequence[Item]) -> dict[str, ToolCall]:
     """The calls of a chat by their ids.
 
     Raises:
         `Refused`: If calls and answers do not belong together; of several reasons the first in rank.
     """
-    if {item.type for item in items}.isdisjoint(("function_call", "function_call_output")):
+    if not has_calls(items):
         return {}
     calls = [item for item in items if item.type == "function_call"]
     answers = [item for item in items if item.type == "function_call_output"]

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from .codec import to_float
 from .items import KINDS, ROLES, TEXT_PARTS, Refused, image_url
-from .messages import Conversation, read_items
+from .messages import Conversation, read_items, read_prompt
 from .source import Item, Part
 
 
@@ -24,7 +24,7 @@ def read_conversation(request: dict[str, Any], response: dict[str, Any]) -> Conv
         `Refused`: With the first reason, in the order in which they rank, why the row is no conversation.
     """
     asked, output = loose_items(request, response)
-    conversation = read_items(asked, output)
+    conversation = read_items(read_prompt(asked), output)
     refuse_surrogates(conversation)
     return conversation
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .items import Refused, check_turns, image_url, is_policy, read_calls
+from .items import Refused, check_turns, has_calls, image_url, is_policy, read_calls
 from .record import Message, RecordedTurn, ToolCall
 from .source import Item, Part
 
@@ -27,6 +28,30 @@ class Conversation(NamedTuple):
     flags: set[str]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Prompt:
+    """What was sent, read; one object for all rollouts that were sent the same.
+
+    Attributes:
+        items (`Sequence[Item]`): Regular items, instructions included.
+        messages (`tuple[Message, ...]`, *optional*): Their messages; `None` where calls stand among them, of which only
+            the whole chat tells whether they are sound.
+        flags (`frozenset[str]`): Remarks.
+    """
+
+    items: Sequence[Item]
+    messages: tuple[Message, ...] | None
+    flags: frozenset[str] = frozenset()
+
+
+def read_prompt(items: Sequence[Item]) -> Prompt:
+    """Reads regular items that were sent."""
+    if has_calls(items):
+        return Prompt(items, None)
+    flags: set[str] = set()
+    return Prompt(items, _fold_prompt(items, {}, flags), frozenset(flags))
+
+
 def prompt_head(output: Iterable[Item]) -> int:
     """How many items at the head of the output belong to the prompt: messages of system, developer or user."""
     count = 0
@@ -37,12 +62,12 @@ def prompt_head(output: Iterable[Item]) -> int:
     return count
 
 
-def read_items(asked: Sequence[Item], output: Sequence[Item]) -> Conversation:
+def read_items(asked: Prompt, output: Sequence[Item]) -> Conversation:
     """Reads the chat of one rollout.
 
     Args:
-        asked (`Sequence[Item]`): What was sent, instructions included. These and the output are regular.
-        output (`Sequence[Item]`): What came back.
+        asked (`Prompt`): What was sent.
+        output (`Sequence[Item]`): What came back, regular.
 
     Returns:
         `Conversation`: Prompt and completion; items rebuilt from them equal the source.
@@ -51,25 +76,26 @@ def read_items(asked: Sequence[Item], output: Sequence[Item]) -> Conversation:
         `Refused`: With the first reason, in the order in which they rank, why the items are no sound chat.
     """
     cut = prompt_head(output)
-    before, said = [*asked, *output[:cut]], output[cut:]
-    if not before:
+    before = read_prompt([*asked.items, *output[:cut]]) if cut else asked
+    said = output[cut:]
+    if not before.items:
         raise Refused("no_prompt", "neither input nor instructions, and the output starts with the policy")
     if not any(map(is_policy, said)):
         raise Refused("no_assistant_turn", "the output holds nothing that the policy said")
-    calls = read_calls([*before, *said])
+    calls = read_calls(said if before.messages is not None else [*before.items, *said])
     if len(said) > 1:
         check_turns(said)
-    flags: set[str] = set()
-    prompt, _ = _fold(before, calls, flags)
-    flags &= {"developer_role"}
+    flags = set(before.flags)
+    prompt = before.messages
+    if prompt is None:
+        prompt = _fold_prompt(before.items, calls, flags)
     completion, turns = _fold(said, calls, flags)
     if any(map(_is_empty, completion)):
         raise Refused("empty_assistant", "an assistant turn without text, visible reasoning or call")
     recorded = _recorded(turns)
     if not recorded and any(turns):
         flags.add("token_ids_partial")
-    called = {call.name for call in calls.values()}
-    return Conversation(tuple(m for m in prompt if not _is_empty(m)), tuple(completion), recorded, called, flags)
+    return Conversation(prompt, tuple(completion), recorded, {call.name for call in calls.values()}, flags)
 
 
 def rebuild_items(messages: Iterable[Message]) -> list[dict[str, Any]]:
@@ -107,6 +133,14 @@ def _rebuild_content(message: Message, kind: str) -> str | list[dict[str, Any]]:
     if start < len(message.content):
         parts.append({"type": kind, "text": message.content[start:]})
     return parts
+
+
+def _fold_prompt(items: Iterable[Item], calls: Mapping[str, ToolCall], flags: set[str]) -> tuple[Message, ...]:
+    """The messages of a prompt without empty ones; what the policy said in it earlier needs no remark."""
+    found: set[str] = set()
+    messages, _ = _fold(items, calls, found)
+    flags |= found & {"developer_role"}
+    return tuple(message for message in messages if not _is_empty(message))
 
 
 def _fold(

@@ -35,7 +35,7 @@ class Item(Struct, gc=False):
 class Request(Struct, gc=False):
     """`responses_create_params`."""
 
-    input: str | list[Item] | None = None
+    input: Raw = Raw()
     instructions: Any = None
     tools: Raw = Raw()
     metadata: Any = None
@@ -84,6 +84,7 @@ class Row(Facts, gc=False):
 
 T = TypeVar("T", bound=Struct)
 _decoder = msgspec.json.Decoder(Row)
+_input_decoder = msgspec.json.Decoder(str | list[Item] | None)
 _keys_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
@@ -103,6 +104,17 @@ def decode_row(data: bytes) -> Row | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return row
+
+
+def decode_input(data: bytes) -> list[Item] | None:
+    """Decodes `input`, where a text is a message of the user; `None` where it has another shape than usual."""
+    try:
+        given = _input_decoder.decode(data) if data else None
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    if isinstance(given, str):
+        return [Item("message", "user", given)]
+    return given or []
 
 
 def keys_of(data: bytes) -> list[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from .codec import TOO_DEEP, canonical_json, decode_json, is_deep
 from .items import Refused
 
 
-class Tools(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Tools:
     """The tools of a request or a response.
 
     Attributes:
