@@ -1,11 +1,14 @@
-"""The rollout table as a short script would make it: `json.loads`, plain dicts, one process. The baseline of `read.py`.
+"""The rollout table as a plain script would make it: `json.loads`, dicts, one process. The baseline of `read.py`.
 
 Run as: python benchmarks/read_baseline.py ROLLOUTS.jsonl [...] --out TABLE.parquet
 
-It gives the same verdict and reason to every line and fills the same columns, with keys of its own: they are equal
-where gymtrl's are equal, and different where those differ. Left out, since the table does not need it or no ordinary
-file shows it: details in words, the proof that the messages can be turned back into the items, where images stand in a
-text, lone surrogates, depth limits, line limits, clusters named by the user.
+It is given any bytes, never stops, and gives every line the verdict and reason that gymtrl gives, and the same columns,
+with keys of its own: equal where gymtrl's are equal, different where those differ. In it are the limits of lines, tools
+and arguments, what no JSON or UTF-8 can hold (NaN, lone surrogates), plain chats, rows of any shape, and the proof that
+the items can be rebuilt from the messages. Left out are details in words, clusters that a user names, and memory that
+does not grow with the table or a long line. Where a row is nested so deeply, or holds an integer so long, that Python's
+parser gives up, that parser's limit counts, also for values that nobody reads; the tools that a response repeats are
+judged like the request's, also where they are not needed.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import polars as pl
 
@@ -38,7 +42,12 @@ COLUMNS = (
     ("flags", pl.List(pl.String)),
 )
 SCHEMA = {name: kind for names, kind in COLUMNS for name in names.split()}
+MAX_LINE_BYTES = 64_000_000
+MAX_DEPTH = 100
 HIDDEN_CONTEXT_TOKENS = 500
+SIDECAR_ROWS = ("materialized_input", "reward_profile")
+PROMPT_ROLES = ("system", "developer", "user")
+TEXT_PARTS = ("input_text", "output_text", "text")
 SAMPLING = """
     background frequency_penalty include max_output_tokens max_tool_calls min_p model n parallel_tool_calls
     presence_penalty reasoning repetition_penalty seed service_tier stop store stream temperature top_k top_logprobs
@@ -51,7 +60,7 @@ class Reject(Exception):
     """The row is no conversation; the argument is the reason."""
 
 
-def baseline_table(paths: Iterable[Path]) -> pl.DataFrame:
+def baseline_table(paths: Iterable[Path], *, max_line_bytes: int = MAX_LINE_BYTES) -> pl.DataFrame:
     """The table of rollout files: one row a line that is not blank."""
     rows = []
     for path in paths:
@@ -60,10 +69,12 @@ def baseline_table(paths: Iterable[Path]) -> pl.DataFrame:
         with open(path, "rb") as stream:
             for number, raw in enumerate(stream, 1):
                 data = raw.rstrip(b"\r\n")
-                if data.strip():
+                too_long = len(data) > max_line_bytes
+                if too_long or data.strip():
                     row = {"file": str(path), "line": number, "offset": offset, "length": len(data)}
                     row["row_id"] = hashlib.sha256(data).hexdigest()[:16]
-                    rows.append(row | read_line(data, str(path), inputs))
+                    found = no_rollout("reject", "line_too_long") if too_long else read_line(data, str(path), inputs)
+                    rows.append(row | found)
                 offset += len(raw)
     components = sorted({name for row in rows for name in row if name.startswith("reward_")})
     schema = SCHEMA | dict.fromkeys(components, pl.Float64)
@@ -81,37 +92,51 @@ def input_keys(path: Path) -> dict[tuple[int, int], str]:
     keys = {}
     for line in beside.open("rb") if beside.is_file() else ():
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = decode(line)
+            if not isinstance(row, dict):
+                continue
+            kept = {key: value for key, value in row.items() if key != "agent_ref" and not key.startswith("_ng_")}
+            request = kept.get("responses_create_params")
+            if isinstance(request, dict):
+                request = {key: value for key, value in request.items() if value is not None and key not in SAMPLING}
+                metadata = request.get("metadata")
+                if isinstance(metadata, dict):
+                    request["metadata"] = {key: value for key, value in metadata.items() if key != "extra_body"}
+                    if not request["metadata"]:
+                        del request["metadata"]
+                kept["responses_create_params"] = request
+            task, repeat = row.get("_ng_task_index"), row.get("_ng_rollout_index")
+            if type(task) is int and type(repeat) is int:
+                keys[task, repeat] = digest(kept)
+        except (ValueError, RecursionError):
             continue
-        if not isinstance(row, dict) or not isinstance(row.get("_ng_task_index"), int):
-            continue
-        kept = {key: value for key, value in row.items() if key != "agent_ref" and not key.startswith("_ng_")}
-        request = kept.get("responses_create_params")
-        if isinstance(request, dict):
-            request = {key: value for key, value in request.items() if value is not None and key not in SAMPLING}
-            metadata = {key: value for key, value in (request.pop("metadata", {})).items() if key != "extra_body"}
-            kept["responses_create_params"] = request | ({"metadata": metadata} if metadata else {})
-        keys[row["_ng_task_index"], row.get("_ng_rollout_index")] = digest(kept)
     return keys
+
+
+def decode(data: bytes) -> Any:
+    """One JSON document, as Python's own writer may have written it; other encodings are not guessed."""
+    return json.loads(data.decode("utf-8-sig", "surrogatepass"))
 
 
 def read_line(data: bytes, file: str, inputs: dict[tuple[int, int], str]) -> Row:
     """Verdict, reason and, for a rollout, everything else of one line."""
     try:
-        row = json.loads(data)
-    except ValueError:
+        row = decode(data)
+    except (ValueError, RecursionError):
         return no_rollout("reject", "malformed_json")
     if not isinstance(row, dict):
         return no_rollout("reject", "not_object")
     kind = kind_of_row(row)
-    if kind:
-        return no_rollout("skip" if kind in ("materialized_input", "reward_profile") else "reject", kind)
     try:
-        chat = read_chat(row)
+        if kind == "custom_record" and is_plain_chat(row):
+            row = from_plain_chat(row)
+        elif kind:
+            return no_rollout("skip" if kind in SIDECAR_ROWS else "reject", kind)
+        return rollout_columns(row, read_chat(row), file, inputs)
     except Reject as reject:
         return no_rollout("reject", str(reject))
-    return rollout_columns(row, chat, file, inputs)
+    except RecursionError:  # what could be decoded may still be too deep to be walked through
+        return no_rollout("reject", "malformed_json")
 
 
 def no_rollout(verdict: str, reason: str) -> Row:
@@ -134,39 +159,103 @@ def kind_of_row(row: Row) -> str:
     return "custom_record"
 
 
+def is_plain_chat(row: Row) -> bool:
+    messages = row.get("messages")
+    return isinstance(messages, list) and bool(messages) and all(isinstance(m, dict) and "role" in m for m in messages)
+
+
+def from_plain_chat(row: Row) -> Row:
+    """A row of chat messages with request and response; calls without an id are numbered, and answered in order."""
+    output: list[Row] = []
+    open_calls: list[Any] = []
+    numbered = 0
+    for message in row["messages"]:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [
+                part | {"type": "input_image"} if isinstance(part, dict) and part.get("type") == "image_url" else part
+                for part in content
+            ]
+        if message["role"] == "tool":
+            answered = message.get("tool_call_id") or (open_calls[0] if open_calls else None)
+            if answered in open_calls:
+                open_calls.remove(answered)
+            output.append({"type": "function_call_output", "call_id": answered, "output": content})
+            continue
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        calls = message.get("tool_calls") or []
+        if thoughts:
+            output.append({"type": "reasoning", "summary": [{"text": thoughts}]})
+        if content or not (calls or thoughts):
+            output.append({"type": "message", "role": message["role"], "content": content})
+        for call in calls if isinstance(calls, list) else []:
+            if not isinstance(call, dict):
+                output.append({"type": "tool_call"})
+                continue
+            call_id = call.get("id")
+            if not call_id:
+                call_id = f"call_{numbered}"
+                numbered += 1
+            function = call["function"] if isinstance(call.get("function"), dict) else call
+            arguments = function.get("arguments")
+            if isinstance(arguments, dict):
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            item = {"type": "function_call", "call_id": call_id, "name": function.get("name"), "arguments": arguments}
+            output.append(item)
+            open_calls.append(call_id)
+    response = {"output": output, "model": row.get("model"), "usage": row.get("usage")}
+    return row | {"responses_create_params": {"tools": row.get("tools")}, "response": response}
+
+
 def read_chat(row: Row) -> Row:
     """Prompt, completion and tools of a rollout, as lists of plain dicts."""
     request, response = row["responses_create_params"], row["response"]
     output = flat_output(response.get("output"))
     given = request.get("input")
     refuse_audio(request, [*(given if isinstance(given, list) else []), *output])
-    before = [{"role": "system", "content": request["instructions"]}] if request.get("instructions") else []
+    asked = []
+    if isinstance(request.get("instructions"), str) and request["instructions"]:
+        asked.append({"role": "system", "content": request["instructions"]})
     if isinstance(given, str):
-        before.append({"role": "user", "content": given})
-    else:
-        before += given or []
+        asked.append({"role": "user", "content": given})
+    elif given is not None:
+        asked += given if isinstance(given, list) else [given]
     cut = 0
-    while cut < len(output) and item_role(output[cut]) in ("system", "developer", "user"):
+    while cut < len(output) and item_kind(output[cut]) == "message" and output[cut].get("role") in PROMPT_ROLES:
         cut += 1
-    head, said = output[:cut], output[cut:]
-    before += head
-    if not before:
+    if not asked and not cut:
         raise Reject("no_prompt")
-    if not any(is_policy(item) for item in said):
+    if not any(is_policy(item_kind(item), item) for item in output[cut:]):
         raise Reject("no_assistant_turn")
-    check_items([*before, *said])
-    calls = check_calls([*before, *said])
+    check_items([*asked, *output])
+    before = [parse_item(item) for item in asked + output[:cut]]
+    said = [parse_item(item) for item in output[cut:]]
+    calls = check_calls(before + said)
     check_turns(said)
     prompt = [message for message in fold(before, calls) if not is_empty(message)]
     completion = fold(said, calls)
     if any(is_empty(message) for message in completion):
         raise Reject("empty_assistant")
-    tools, odd_tool = read_tools(request, response)
-    hidden = any(item_kind(item) == "reasoning" and not item_text(item)[0] for item in said)
-    flags = {"reasoning_hidden"} if hidden else set()
-    if odd_tool:
+    check_round_trip(before, prompt)
+    check_round_trip(said, completion)
+    offered = read_tools(request.get("tools"))
+    repeated = response.get("tools") == request.get("tools")
+    echoed = offered if repeated else read_tools(response.get("tools"))
+    used = offered if offered["declared"] else echoed
+    flags = set()
+    if any(item["kind"] == "reasoning" and not item["text"] for item in said):
+        flags.add("reasoning_hidden")
+    if used["odd"]:
         flags.add("tool_not_function")
-    return {"prompt": prompt, "completion": completion, "tools": tools, "head": head, "flags": flags}
+    return {
+        "prompt": prompt,
+        "completion": completion,
+        "tools": used["functions"],
+        "declared": used["declared"],
+        "tool_names": offered["names"] | echoed["names"],
+        "head": output[:cut],
+        "flags": flags,
+    }
 
 
 def flat_output(output: Any) -> list[Any]:
@@ -186,47 +275,48 @@ def flat_output(output: Any) -> list[Any]:
 
 
 def refuse_audio(request: Row, items: list[Any]) -> None:
-    metadata = request.get("metadata") or {}
-    if any(metadata.get(key) for key in ("audio_data", "audio_url", "audio_path")):
+    metadata = request.get("metadata")
+    if isinstance(metadata, dict) and any(metadata.get(key) for key in ("audio_data", "audio_url", "audio_path")):
         raise Reject("unsupported_modality_audio")
     for item in items:
         content = item.get("content") if isinstance(item, dict) else None
-        if isinstance(content, list) and any(part.get("type") == "input_audio" for part in content):
-            raise Reject("unsupported_modality_audio")
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and part.get("type") == "input_audio":
+                raise Reject("unsupported_modality_audio")
 
 
 def item_kind(item: Any) -> str:
+    """The type of an item; a role without a type makes a message."""
     if not isinstance(item, dict):
         return ""
-    return item.get("type") or ("message" if "role" in item else "")
+    kind = item.get("type")
+    if isinstance(kind, str) and kind:
+        return kind
+    return "message" if isinstance(item.get("role"), str) else ""
 
 
-def item_role(item: Any) -> str:
-    """The role of a message; of other items none."""
-    return item.get("role", "") if item_kind(item) == "message" else ""
-
-
-def is_policy(item: Any) -> bool:
-    return item_kind(item) in ("reasoning", "function_call") or item_role(item) == "assistant"
+def is_policy(kind: str, item: Row) -> bool:
+    return kind in ("reasoning", "function_call") or (kind == "message" and item.get("role") == "assistant")
 
 
 def check_items(items: list[Any]) -> None:
     """Refuses items and content that a chat has no place for."""
     for item in items:
         kind = item_kind(item)
-        if kind == "message" and item.get("role") not in ("system", "developer", "user", "assistant"):
-            raise Reject(f"unsupported_item_type:{item.get('role')}")
+        if kind == "message" and item.get("role") not in (*PROMPT_ROLES, "assistant"):
+            raise Reject(f"unsupported_item_type:{label(item.get('role'))}")
         if kind not in ("message", "reasoning", "function_call", "function_call_output"):
-            raise Reject(f"unsupported_item_type:{kind or type(item).__name__}")
+            raise Reject(f"unsupported_item_type:{label(kind or type(item).__name__)}")
     refusal = False
     for item in items:
         kind = item_kind(item)
         if kind == "function_call":
             continue
         if kind == "reasoning":
-            parts = [*(item.get("summary") or []), *(item.get("content") or [])]
-            if not all(isinstance(part.get("text"), str) for part in parts):
-                raise Reject("unsupported_content_part")
+            for parts in (item.get("summary"), item.get("content")):
+                sound = isinstance(parts, list) and all(isinstance(p, dict) and is_text(p.get("text")) for p in parts)
+                if parts is not None and not sound:
+                    raise Reject("unsupported_content_part")
             continue
         content = item.get("output") if kind == "function_call_output" else item.get("content")
         if content is None or isinstance(content, str):
@@ -235,7 +325,7 @@ def check_items(items: list[Any]) -> None:
             raise Reject("unsupported_content_part")
         for part in content:
             part_kind = part.get("type") if isinstance(part, dict) else None
-            if part_kind in ("input_text", "output_text", "text") and isinstance(part.get("text"), str):
+            if part_kind in TEXT_PARTS and is_text(part.get("text")):
                 continue
             if part_kind == "refusal":
                 refusal = True
@@ -245,73 +335,121 @@ def check_items(items: list[Any]) -> None:
         raise Reject("refusal_part")
 
 
-def image_url(part: Row) -> Any:
+def label(value: Any) -> str:
+    """A name from the file, short and harmless."""
+    return "".join(c if c.isalnum() or c in "_.-" else "_" for c in str(value))[:40] or "none"
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def image_url(part: Row) -> str:
     url = part.get("image_url")
-    return url.get("url") if isinstance(url, dict) else url
+    url = url.get("url") if isinstance(url, dict) else url
+    return url if isinstance(url, str) else ""
+
+
+def parse_item(item: Row) -> Row:
+    """An item that passed `check_items`: its kind, role, text, images with their places in the text, and call."""
+    kind = item_kind(item)
+    parsed: Row = {"kind": kind, "role": None, "call_id": None, "text": "", "images": [], "offsets": [], "source": item}
+    if kind in ("function_call", "function_call_output"):
+        parsed["call_id"] = item["call_id"] if is_text(item.get("call_id")) else None
+    if kind == "function_call":
+        return parsed | {field: item[field] if is_text(item.get(field)) else None for field in ("name", "arguments")}
+    if kind == "reasoning":
+        parts = [*(item.get("summary") or []), *(item.get("content") or [])]
+        return parsed | {"text": "\n\n".join(part["text"] for part in parts if part["text"])}
+    if kind == "message":
+        parsed["role"] = item["role"]
+    content = item.get("output") if kind == "function_call_output" else item.get("content")
+    if not isinstance(content, list):
+        return parsed | {"text": content or ""}
+    for part in content:
+        if part["type"] == "input_image":
+            parsed["images"].append(image_url(part))
+            parsed["offsets"].append(len(parsed["text"]))
+        else:
+            parsed["text"] += part["text"]
+    return parsed
 
 
 def check_calls(items: list[Row]) -> dict[str, Row]:
     """The calls by id, with parsed arguments; refuses calls and answers that do not belong together."""
-    asked = [item for item in items if item_kind(item) == "function_call"]
-    answers = [item for item in items if item_kind(item) == "function_call_output"]
-    if not all(item.get("call_id") for item in asked + answers):
+    asked = [item for item in items if item["kind"] == "function_call"]
+    answers = [item for item in items if item["kind"] == "function_call_output"]
+    if not all(item["call_id"] for item in asked + answers):
         raise Reject("missing_call_id")
     if len({item["call_id"] for item in asked}) < len(asked):
         raise Reject("duplicate_call_id")
     calls = {}
     for item in asked:
-        try:
-            arguments = json.loads(item["arguments"])
-        except (ValueError, TypeError, KeyError):
-            arguments = None
-        if not isinstance(arguments, dict) or not item.get("name"):
+        arguments = read_arguments(item["arguments"])
+        if arguments is None or not item["name"]:
             raise Reject("bad_tool_arguments")
-        calls[item["call_id"]] = {"name": item["name"], "arguments": arguments, "chars": len(item["arguments"])}
+        call = {"id": item["call_id"], "name": item["name"], "arguments": arguments, "raw": item["arguments"]}
+        calls[item["call_id"]] = call
     known = set()
     for item in items:
-        if item_kind(item) == "function_call":
+        if item["kind"] == "function_call":
             known.add(item["call_id"])
-        elif item_kind(item) == "function_call_output" and item["call_id"] not in known:
+        elif item["kind"] == "function_call_output" and item["call_id"] not in known:
             raise Reject("orphan_tool_output")
     answered = {item["call_id"] for item in answers}
     if len(answered) < len(answers):
         raise Reject("duplicate_tool_output")
     end = len(items)
-    while end and item_kind(items[end - 1]) == "function_call":  # nobody has to answer the last calls
+    while end and items[end - 1]["kind"] == "function_call":  # nobody has to answer the last calls
         end -= 1
-    if any(item_kind(item) == "function_call" and item["call_id"] not in answered for item in items[:end]):
+    if any(item["kind"] == "function_call" and item["call_id"] not in answered for item in items[:end]):
         raise Reject("missing_tool_output")
     return calls
+
+
+def read_arguments(raw: str | None) -> Row | None:
+    """The arguments of a call; `None` where they are no object, too deep, or hold what no JSON can."""
+    try:
+        arguments = json.loads(raw or "", parse_constant=no_constant, parse_float=finite)
+    except (ValueError, RecursionError):
+        return None
+    return arguments if isinstance(arguments, dict) and not is_deep(arguments) else None
+
+
+def no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(number)
+    return value
+
+
+def is_deep(value: Any, levels: int = MAX_DEPTH) -> bool:
+    """Whether a value is nested deeper than that many levels."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(is_deep(item, levels - 1) for item in inner)
 
 
 def check_turns(said: list[Row]) -> None:
     """Refuses several model calls side by side with nothing to tell them apart."""
     spoken, unanswered = False, set()
     for item in said:
-        kind = item_kind(item)
-        if kind == "function_call":
+        if item["kind"] == "function_call":
             unanswered.add(item["call_id"])
-        elif kind == "function_call_output":
+        elif item["kind"] == "function_call_output":
             unanswered.discard(item["call_id"])
             spoken = False
-        elif not is_policy(item):
+        elif item["role"] in PROMPT_ROLES:
             spoken = False
         elif spoken and not unanswered:
             raise Reject("ambiguous_turns")
-        elif kind == "message":
+        elif item["kind"] == "message":
             spoken = True
-
-
-def item_text(item: Row) -> tuple[str, list[str]]:
-    """Text and images of an item."""
-    if item_kind(item) == "reasoning":
-        parts = [*(item.get("summary") or []), *(item.get("content") or [])]
-        return "\n\n".join(part["text"] for part in parts if part["text"]), []
-    content = item.get("output") if item_kind(item) == "function_call_output" else item.get("content")
-    if not isinstance(content, list):
-        return content or "", []
-    text = "".join(part["text"] for part in content if part["type"] != "input_image")
-    return text, [image_url(part) for part in content if part["type"] == "input_image"]
 
 
 def fold(items: list[Row], calls: dict[str, Row]) -> list[Row]:
@@ -319,27 +457,28 @@ def fold(items: list[Row], calls: dict[str, Row]) -> list[Row]:
     messages: list[Row] = []
     turn: Row | None = None
     for item in items:
-        kind = item_kind(item)
-        if is_policy(item):
+        kind = item["kind"]
+        if is_policy(kind, item):
             if turn is None:
                 turn = {"role": "assistant", "content": "", "thoughts": [], "calls": [], "recorded": []}
                 messages.append(turn)
             if kind == "function_call":
-                turn["calls"].append({"id": item["call_id"], **calls[item["call_id"]]})
+                turn["calls"].append(calls[item["call_id"]])
             elif kind == "reasoning":
-                turn["thoughts"] += filter(None, [item_text(item)[0]])
+                turn["thoughts"] += [item["text"]] if item["text"] else []
             else:
-                turn["content"] += item_text(item)[0]
-            if item.get("generation_token_ids"):
-                turn["recorded"].append(item)
+                turn["content"] += item["text"]
+            if numbers(item["source"].get("generation_token_ids"), int):
+                turn["recorded"].append(item["source"])
             continue
         turn = None
-        text, images = item_text(item)
-        message = {"role": item.get("role"), "content": text}
+        message = {"role": item["role"], "content": item["text"]}
         if kind == "function_call_output":
-            call = item["call_id"]
-            message = {"role": "tool", "content": text, "tool_call_id": call, "name": calls[call]["name"]}
-        messages.append(message | ({"images": images} if images else {}))
+            call = calls[item["call_id"]]
+            message = {"role": "tool", "content": item["text"], "tool_call_id": call["id"], "name": call["name"]}
+        if item["images"]:
+            message |= {"images": item["images"], "offsets": item["offsets"]}
+        messages.append(message)
     return messages
 
 
@@ -348,18 +487,97 @@ def is_empty(message: Row) -> bool:
     return message["role"] == "assistant" and not said
 
 
-def read_tools(request: Row, response: Row) -> tuple[list[Row], bool]:
-    """Declared functions, and whether something else is declared."""
-    tools, odd = [], False
-    for tool in request.get("tools") or response.get("tools") or []:
-        function = tool["function"] if isinstance(tool.get("function"), dict) else tool
-        if tool.get("type", "function") != "function" or not isinstance(function.get("name"), str):
+def check_round_trip(items: list[Row], messages: list[Row]) -> None:
+    """Proves that the messages give the items back, and that they can be written."""
+    rebuilt = [parse_item(item) for message in messages for item in rebuild_items(message)]
+    if essence(rebuilt) != essence(items):
+        raise Reject("roundtrip_mismatch")
+    for message in messages:
+        texts = [message["content"], *message.get("thoughts", ()), *message.get("images", ())]
+        texts.append(message.get("tool_call_id", ""))
+        for call in message.get("calls", ()):
+            texts += [call["id"], call["name"], call["raw"]]
+            if "\\u" in call["raw"]:  # an escape may hide a surrogate
+                texts.append(json.dumps(call["arguments"], ensure_ascii=False))
+        try:
+            "\n".join(texts).encode()
+        except UnicodeEncodeError:
+            raise Reject("roundtrip_mismatch") from None
+
+
+def rebuild_items(message: Row) -> list[Row]:
+    """The items of a message."""
+    if message["role"] == "assistant":
+        items: list[Row] = []
+        if message["thoughts"]:
+            items.append({"type": "reasoning", "summary": [{"text": "\n\n".join(message["thoughts"])}]})
+        if message["content"]:
+            content = [{"type": "output_text", "text": message["content"]}]
+            items.append({"type": "message", "role": "assistant", "content": content})
+        for call in message["calls"]:
+            call = {"call_id": call["id"], "name": call["name"], "arguments": call["raw"]}
+            items.append({"type": "function_call", **call})
+        return items
+    content, start = [], 0
+    for image, offset in zip(message.get("images", ()), message.get("offsets", ()), strict=True):
+        if offset > start:
+            content.append({"type": "input_text", "text": message["content"][start:offset]})
+        content.append({"type": "input_image", "image_url": image})
+        start = offset
+    content.append({"type": "input_text", "text": message["content"][start:]})
+    if message["role"] == "tool":
+        return [{"type": "function_call_output", "call_id": message["tool_call_id"], "output": content}]
+    return [{"type": "message", "role": message["role"], "content": content}]
+
+
+def essence(items: list[Row]) -> list[Any]:
+    """Items without the order inside a turn, without empty ones of the policy, ids and status."""
+    found: list[Any] = []
+    turn: Row | None = None
+    for item in items:
+        if not is_policy(item["kind"], item):
+            found.append([item[field] for field in ("kind", "role", "call_id", "text", "images", "offsets")])
+            turn = None
+            continue
+        if item["kind"] != "function_call" and not item["text"]:
+            continue
+        if turn is None:
+            turn = {"reasoning": "", "message": "", "function_call": []}
+            found.append(turn)
+        if item["kind"] == "function_call":
+            turn["function_call"].append([item["call_id"], item["name"], item["arguments"]])
+        elif item["kind"] == "reasoning" and turn["reasoning"]:
+            turn["reasoning"] += "\n\n" + item["text"]
+        else:
+            turn[item["kind"]] += item["text"]
+    return found
+
+
+def read_tools(declared: Any) -> Row:
+    """What a list declares: its functions, every name, and whether there is something else in it."""
+    declared = declared if isinstance(declared, list) else []
+    functions, odd = [], False
+    names = {str(tool.get("name")) for tool in declared if isinstance(tool, dict)}
+    for tool in declared:
+        function = tool["function"] if isinstance(tool, dict) and isinstance(tool.get("function"), dict) else tool
+        if (
+            not isinstance(function, dict)
+            or not is_text(function.get("name"))
+            or tool.get("type", "function") != "function"
+        ):
             odd = True
             continue
         fields = ("name", "description", "parameters")
         kept = {field: function[field] for field in fields if function.get(field) is not None}
-        tools.append({"type": "function", "function": kept})
-    return tools, odd
+        functions.append({"type": "function", "function": kept})
+        names.add(function["name"])
+    if is_deep(functions):
+        raise Reject("malformed_json")
+    try:
+        json.dumps(functions, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:  # a lone surrogate, NaN or infinity
+        raise Reject("roundtrip_mismatch") from None
+    return {"declared": declared, "functions": functions, "names": names, "odd": odd}
 
 
 def rollout_columns(row: Row, chat: Row, file: str, inputs: dict[tuple[int, int], str]) -> Row:
@@ -371,12 +589,10 @@ def rollout_columns(row: Row, chat: Row, file: str, inputs: dict[tuple[int, int]
     task_index, repeat = whole(row.get("_ng_task_index")), whole(row.get("_ng_rollout_index"))
     task_key = digest([environment or agent, [plain(message) for message in prompt], chat["tools"]])
     input_key = inputs.get((task_index, repeat)) if task_index is not None and repeat is not None else None
-    usage = response.get("usage") if isinstance(response.get("usage"), dict) else {}
+    usage = response["usage"] if isinstance(response.get("usage"), dict) else {}
     input_tokens = whole(usage.get("input_tokens"))
-    reason = context_reason(request, response, chat, len(turns), input_tokens)
-    reward = row.get("reward")
-    number = isinstance(reward, int | float)
-    recorded = recorded_tokens(turns)
+    reason = context_reason(request, chat, len(turns), input_tokens)
+    reward, recorded = row.get("reward"), recorded_tokens(turns)
     flags = set(chat["flags"])
     if any(message["role"] == "developer" for message in prompt + completion):
         flags.add("developer_role")
@@ -384,9 +600,9 @@ def rollout_columns(row: Row, chat: Row, file: str, inputs: dict[tuple[int, int]
         flags.add("think_in_content")
     if recorded is None and any(turn["recorded"] for turn in turns):
         flags.add("token_ids_partial")
-    if not number and reward is not None:
+    if reward is not None and not isinstance(reward, int | float):
         flags.add("reward_not_a_number")
-    components = row.get("reward_components") if isinstance(row.get("reward_components"), dict) else {}
+    components = row["reward_components"] if isinstance(row.get("reward_components"), dict) else {}
     return {
         "verdict": "context" if reason else "ok",
         "reason": reason,
@@ -400,7 +616,7 @@ def rollout_columns(row: Row, chat: Row, file: str, inputs: dict[tuple[int, int]
         "agent": agent,
         "environment": environment,
         "model": name_of(response.get("model")),
-        "reward": float(reward) if number else None,
+        "reward": number(reward),
         "turns": len(turns),
         "tool_calls": sum(len(turn["calls"]) for turn in turns),
         "tools": sorted({call["name"] for turn in turns for call in turn["calls"]}),
@@ -413,26 +629,22 @@ def rollout_columns(row: Row, chat: Row, file: str, inputs: dict[tuple[int, int]
         "masked": row.get("mask_sample") is True,
         "fault": fault(turns),
         "flags": sorted(flags),
-        **{f"reward_{name}": float(part) for name, part in components.items() if isinstance(part, int | float)},
+        **{f"reward_{utf8(k)}": number(part) for k, part in components.items() if isinstance(part, int | float)},
     }
 
 
-def context_reason(request: Row, response: Row, chat: Row, turns: int, counted: int | None) -> str:
+def context_reason(request: Row, chat: Row, turns: int, counted: int | None) -> str:
     """The sign that the model saw more than the row holds, or `""`."""
     messages = chat["prompt"] + chat["completion"]
-    called = {call["name"] for message in messages for call in message.get("calls", ())}
-    if called:
-        declared = {tool["function"]["name"] for tool in chat["tools"]}
-        declared |= {tool.get("name") for params in (request, response) for tool in params.get("tools") or ()}
-        if called - declared:
-            return "tools_undeclared"
+    if {call["name"] for message in messages for call in message.get("calls", ())} - chat["tool_names"]:
+        return "tools_undeclared"
     if counted is None or counted <= HIDDEN_CONTEXT_TOKENS or turns != 1:
         return ""
     if any(message.get("images") for message in messages):
         return ""
     if counted <= HIDDEN_CONTEXT_TOKENS + sum(len(message["content"]) for message in chat["prompt"]):
         return ""  # written as JSON, the text is no shorter
-    shown = [request.get("input"), request.get("tools") or response.get("tools") or [], *chat["head"]]
+    shown = [request.get("input"), chat["declared"], *chat["head"]]
     shown += [request["instructions"]] if request.get("instructions") else []
     visible = sum(len(json.dumps(value, ensure_ascii=False)) for value in shown)
     return "hidden_context" if counted > visible + HIDDEN_CONTEXT_TOKENS else ""
@@ -445,11 +657,16 @@ def recorded_tokens(turns: list[Row]) -> int | None:
         if len(turn["recorded"]) != 1:
             return None
         item = turn["recorded"][0]
-        asked, made, logs = (item.get(f) for f in ("prompt_token_ids", "generation_token_ids", "generation_log_probs"))
-        if not asked or not logs or len(made) != len(logs) or not all(type(token) is int for token in asked + made):
+        logs = numbers(item.get("generation_log_probs"), int, float)
+        if not numbers(item.get("prompt_token_ids"), int) or len(logs) != len(item["generation_token_ids"]):
             return None
-        total += len(made)
-    return total or None
+        total += len(logs)
+    return total
+
+
+def numbers(values: Any, *kinds: type) -> list[Any]:
+    """A list of such numbers; none where anything else is in it."""
+    return values if isinstance(values, list) and all(type(value) in kinds for value in values) else []
 
 
 def fault(turns: list[Row]) -> str | None:
@@ -465,7 +682,7 @@ def fault(turns: list[Row]) -> str | None:
 
 def plain(message: Row) -> Row:
     """A message as keys see it: without call ids."""
-    kept = {key: message[key] for key in ("role", "content", "images", "name") if key in message}
+    kept = {key: message[key] for key in ("role", "content", "images", "offsets", "name") if key in message}
     if message.get("thoughts"):
         kept["reasoning_content"] = "\n\n".join(message["thoughts"])
     if message.get("calls"):
@@ -476,6 +693,7 @@ def plain(message: Row) -> Row:
 def chat_message(message: Row) -> Row:
     """A message as chat templates take it."""
     kept = plain(message)
+    kept.pop("offsets", None)
     if message.get("calls"):
         kept["tool_calls"] = [
             {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
@@ -491,23 +709,38 @@ def characters(messages: list[Row]) -> int:
     total = 0
     for message in messages:
         total += len(message["content"])
-        total += len("\n\n".join(message.get("thoughts", ()))) + sum(call["chars"] for call in message.get("calls", ()))
+        total += len("\n\n".join(message.get("thoughts", ())))
+        total += sum(len(call["raw"]) for call in message.get("calls", ()))
     return total
 
 
 def name_of(value: Any) -> str | None:
     """A name given as such or as a reference with a name."""
     name = value.get("name") if isinstance(value, dict) else value
-    return name if isinstance(name, str) and name else None
+    return utf8(name) if isinstance(name, str) and name else None
+
+
+def utf8(text: str) -> str:
+    """A text that a table can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def whole(value: Any) -> int | None:
-    return value if type(value) is int else None
+    """An integer that a column can hold."""
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None
+
+
+def number(value: Any) -> float | None:
+    """A number as a double; what is beyond its range is infinite."""
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def main() -> None:
