@@ -7,8 +7,7 @@ with keys of its own: equal where gymtrl's are equal, different where those diff
 and arguments, what no JSON or UTF-8 can hold (NaN, lone surrogates), plain chats, rows of any shape, and the proof that
 the items can be rebuilt from the messages. Left out are details in words, clusters that a user names, and memory that
 does not grow with the table or a long line. Where a row is nested so deeply, or holds an integer so long, that Python's
-parser gives up, that parser's limit counts, also for values that nobody reads; the tools that a response repeats are
-judged like the request's, also where they are not needed.
+parser gives up, that parser's limit counts, also for values that nobody reads.
 """
 
 from __future__ import annotations
@@ -239,8 +238,10 @@ def read_chat(row: Row) -> Row:
     check_round_trip(before, prompt)
     check_round_trip(said, completion)
     offered = read_tools(request.get("tools"))
-    repeated = response.get("tools") == request.get("tools")
-    echoed = offered if repeated else read_tools(response.get("tools"))
+    called = {call["name"] for call in calls.values()}
+    # Where the request declares all that is called, its echo in the response adds nothing.
+    needed = not offered["declared"] or not called <= offered["names"]
+    echoed = read_tools(response.get("tools")) if needed else read_tools(None)
     used = offered if offered["declared"] else echoed
     flags = set()
     if any(item["kind"] == "reasoning" and not item["text"] for item in said):
