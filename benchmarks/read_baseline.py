@@ -610,7 +610,7 @@ def rollout_columns(row: Row, chat: Row, file: str, inputs: dict[tuple[int, int]
         "task_key": task_key,
         "input_key": input_key,
         "cluster_key": input_key or task_key,
-        "completion_key": digest([plain(message) for message in completion]),
+        "completion_key": digest([[plain(m), [call["raw"] for call in m.get("calls", ())]] for m in completion]),
         "group": digest([file, environment or agent, task_key if task_index is None else task_index])[:16],
         "task_index": task_index,
         "repeat": repeat,

@@ -63,7 +63,7 @@ def digest(value: Any) -> str:
 
 def is_deep(value: Any) -> bool:
     """Whether a JSON value is nested deeper than `MAX_DEPTH`; looks level by level, so that any depth can be told."""
-    level = [value] if isinstance(value, dict | list) else []
+    level = [value] if type(value) is dict or type(value) is list else []
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
         for outer in level:

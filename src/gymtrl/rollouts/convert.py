@@ -13,7 +13,7 @@ from .chat import as_rollout, is_chat
 from .codec import TOO_DEEP, decode_json, to_float, to_utf8
 from .items import Refused, is_regular
 from .keys import named_cluster, task_key
-from .loose import flat_output, has_audio, loose_items, refuse_surrogates
+from .loose import flat_output, loose_items, refuse_surrogates
 from .messages import Conversation, Prompt, prompt_head, read_items, read_prompt
 from .record import Line, Origin, Rollout, Sampling
 from .sidecars import Sidecar
@@ -25,6 +25,7 @@ from .tools import NO_TOOLS, Tools, decode_tools, read_tools
 HIDDEN_CONTEXT_TOKENS = 500
 
 _UNCOUNTED = Usage()
+_NUMBERS = (bool, int, float)
 
 
 def judge(data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
@@ -83,7 +84,10 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         return _no_rollout(_kind(keys, failed=failed, asked=asked, answered=answered), keys, origin)
     instructions = request.instructions if isinstance(request.instructions, str) else ""
     given, output = _asked(bytes(request.input), instructions), response.output
-    if given is None or not output or not is_regular(output) or has_audio(request.metadata):
+    heard = request.metadata
+    if heard is not None and (heard.audio_data or heard.audio_url or heard.audio_path):
+        return None
+    if given is None or not output or not is_regular(output):
         return None
     try:
         conversation = read_items(given, output)
@@ -102,7 +106,8 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         return None
     if hides:
         chat = chat._replace(visible=_visible(value, prompt_head(output)))
-    return _line(row, chat, value, origin, sidecar, cluster)
+        hides = _hides_context(chat)
+    return _line(row, chat, value, origin, sidecar, cluster, hides=hides)
 
 
 def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
@@ -138,7 +143,8 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         echoed,
         _visible(value, prompt_head(output)),
     )
-    return _line(pick(Facts, value, *Facts.__struct_fields__), chat, value, origin, sidecar, cluster)
+    facts = pick(Facts, value, *Facts.__struct_fields__)
+    return _line(facts, chat, value, origin, sidecar, cluster, hides=_hides_context(chat))
 
 
 def _needs_echo(conversation: Conversation, offered: Tools) -> bool:
@@ -189,13 +195,15 @@ def _asked_key(name: str | None, asked: Prompt, tools: Tools) -> str:
     return task_key(name, asked.messages or (), tools.canonical)
 
 
-def _line(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
+def _line(
+    facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None, *, hides: bool
+) -> Line:
     rollout = _rollout(facts, chat, value, origin, sidecar, cluster)
     undeclared = chat.conversation.called - chat.offered.names - chat.echoed.names
     if undeclared:
         detail = f"calls of tools that no list declares: {', '.join(sorted(undeclared)[:5])}"
         return Line(origin, "context", "tools_undeclared", detail, rollout)
-    if _hides_context(chat):
+    if hides:
         detail = f"{rollout.input_tokens} prompt tokens were counted, the row shows {chat.visible} characters"
         return Line(origin, "context", "hidden_context", detail, rollout)
     return Line(origin, "ok", rollout=rollout)
@@ -221,7 +229,7 @@ def _rollout(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sid
             flags.add("cluster_missing")
         cluster_key = named or cluster_key
     reward = facts.reward
-    if isinstance(reward, bool | int | float):
+    if isinstance(reward, _NUMBERS):
         reward = to_float(reward)
     elif reward is not None:
         reward = None
@@ -289,12 +297,12 @@ def _visible(row: dict[str, Any], head: int) -> int:
 
 
 def _number(value: Any) -> float | None:
-    return to_float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return to_float(value) if type(value) is float or type(value) is int else None
 
 
 def _components(value: Any) -> dict[str, float]:
     parts = value.items() if isinstance(value, dict) else ()
-    return {to_utf8(name): to_float(part) for name, part in parts if isinstance(part, bool | int | float)}
+    return {to_utf8(name): to_float(part) for name, part in parts if isinstance(part, _NUMBERS)}
 
 
 def _name(value: Any) -> str | None:

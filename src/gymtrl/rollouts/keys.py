@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from .codec import canonical_json, digest
 from .record import Message
 
@@ -42,6 +44,8 @@ EXTRA_BODY = "extra_body"
 
 MISSING: Any = object()
 
+_encoder = msgspec.json.Encoder()
+
 
 def plain_message(message: Message) -> dict[str, Any]:
     """A message as plain data without call ids, which say nothing about what was asked or done."""
@@ -75,8 +79,13 @@ def task_key(name: str | None, prompt: Sequence[Message], tools: bytes) -> str:
 
 
 def completion_key(completion: Sequence[Message]) -> str:
-    """Key of what the policy and its environment said: equal for exact duplicates, whatever their call ids."""
-    return digest([plain_message(message) for message in completion])
+    """Key of what the policy and its environment said: equal where the text is, arguments as written, ids aside."""
+    said = []
+    for message in completion:
+        calls = [(call.name, call.arguments_json) for call in message.tool_calls]
+        images = (message.images, message.image_offsets)
+        said.append((message.role, message.content, message.reasoning_content, message.name, calls, images))
+    return hashlib.sha256(_encoder.encode(said)).hexdigest()
 
 
 def input_key(row: Mapping[str, Any]) -> str:

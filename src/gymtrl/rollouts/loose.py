@@ -72,16 +72,11 @@ def flat_output(output: Any) -> list[Any]:
     return last
 
 
-def has_audio(metadata: Any) -> str:
-    """The key of the request's metadata that holds audio, or `""`."""
-    keys = ("audio_data", "audio_url", "audio_path") if isinstance(metadata, dict) else ()
-    return next((key for key in keys if metadata.get(key)), "")
-
-
 def _refuse_audio(request: dict[str, Any], output: Sequence[Any]) -> None:
-    key = has_audio(request.get("metadata"))
-    if key:
-        raise Refused("unsupported_modality_audio", f"metadata.{key}: the model heard audio")
+    metadata = request.get("metadata")
+    for key in ("audio_data", "audio_url", "audio_path"):
+        if isinstance(metadata, dict) and metadata.get(key):
+            raise Refused("unsupported_modality_audio", f"metadata.{key}: the model heard audio")
     given = request.get("input")
     for item in chain(given if isinstance(given, list) else (), output):
         content = item.get("content") if isinstance(item, dict) else None

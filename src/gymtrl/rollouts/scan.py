@@ -18,7 +18,7 @@ from .reader import MAX_LINE_BYTES, cluster_is_nowhere
 from .sidecars import inputs_beside
 from .table import SCHEMA, false_groups, without_false_groups
 
-PIECE_BYTES = 32_000_000
+PIECE_BYTES = 64_000_000
 """Bytes of a file that are read at a time; a table of them is small, and their reading takes a fraction of a second."""
 
 WORKER_BYTES = 200_000_000

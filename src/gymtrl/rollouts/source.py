@@ -32,13 +32,21 @@ class Item(Struct, gc=False):
     generation_log_probs: tuple[float, ...] | None = None
 
 
+class Metadata(Struct, gc=False):
+    """Of `metadata` what says that the model heard something."""
+
+    audio_data: Any = None
+    audio_url: Any = None
+    audio_path: Any = None
+
+
 class Request(Struct, gc=False):
     """`responses_create_params`."""
 
     input: Raw = Raw()
     instructions: Any = None
     tools: Raw = Raw()
-    metadata: Any = None
+    metadata: Metadata | None = None
     temperature: Any = None
     top_p: Any = None
     max_output_tokens: Any = None
