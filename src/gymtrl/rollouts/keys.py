@@ -80,12 +80,14 @@ def task_key(name: str | None, prompt: Sequence[Message], tools: bytes) -> str:
 
 def completion_key(completion: Sequence[Message]) -> str:
     """Key of what the policy and its environment said: equal where the text is, arguments as written, ids aside."""
-    said = []
+    told: list[tuple[Any, ...]] = []
     for message in completion:
-        calls = [(call.name, call.arguments_json) for call in message.tool_calls]
-        images = (message.images, message.image_offsets)
-        said.append((message.role, message.content, message.reasoning_content, message.name, calls, images))
-    return hashlib.sha256(_encoder.encode(said)).hexdigest()
+        told.append((message.role, message.content, message.reasoning_content, message.name))
+        if message.tool_calls:
+            told += [(call.name, call.arguments_json) for call in message.tool_calls]
+        if message.images:
+            told.append((message.images, message.image_offsets))
+    return hashlib.sha256(_encoder.encode(told)).hexdigest()
 
 
 def input_key(row: Mapping[str, Any]) -> str:
