@@ -101,12 +101,15 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         return None
     hides = _hides_context(chat)
     try:
-        value: Any = decode_json(data) if hides or cluster is not None else None
+        value: Any = decode_json(data) if cluster is not None else None
+        if hides:
+            sent = decode_json(bytes(request.input)) if request.input else None
+            head = prompt_head(output)
+            came = flat_output(decode_json(data)["response"]["output"])[:head] if head else []
+            chat = chat._replace(visible=_visible(sent, instructions, came))
+            hides = _hides_context(chat)
     except ValueError:  # nested too deeply
         return None
-    if hides:
-        chat = chat._replace(visible=_visible(value, prompt_head(output)))
-        hides = _hides_context(chat)
     return _line(row, chat, value, origin, sidecar, cluster, hides=hides)
 
 
@@ -131,6 +134,7 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
     usage = response.get("usage")
+    head = flat_output(response["output"])[: prompt_head(output)]
     chat = _Chat(
         given,
         conversation,
@@ -141,7 +145,7 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         ),
         offered,
         echoed,
-        _visible(value, prompt_head(output)),
+        _visible(request.get("input"), request.get("instructions"), head),
     )
     facts = pick(Facts, value, *Facts.__struct_fields__)
     return _line(facts, chat, value, origin, sidecar, cluster, hides=_hides_context(chat))
@@ -288,11 +292,9 @@ def _hides_surrogate(conversation: Conversation) -> bool:
     return False
 
 
-def _visible(row: dict[str, Any], head: int) -> int:
-    """Characters of the prompt's items as JSON, those at the head of the output among them, without the tools."""
-    request = row["responses_create_params"]
-    shown = [request.get("input"), *([request["instructions"]] if request.get("instructions") else [])]
-    shown += flat_output(row["response"]["output"])[:head]
+def _visible(sent: Any, instructions: Any, head: list[Any]) -> int:
+    """Characters as JSON of what was sent and of the prompt's items at the head of the output, without the tools."""
+    shown = [sent, *([instructions] if instructions else []), *head]
     return sum([len(json.dumps(item, ensure_ascii=False)) for item in shown])
 
 

@@ -239,5 +239,7 @@ def _content(content: str | list[Part] | None) -> tuple[str, tuple[str, ...], tu
 
 
 def _thought(item: Item) -> str:
-    parts = (*(item.summary or ()), *(item.content or ()))
-    return "\n\n".join(part.text for part in parts if isinstance(part, Part) and part.text)
+    texts = [part.text for part in item.summary or () if part.text]
+    if item.content:
+        texts += [part.text for part in item.content if isinstance(part, Part) and part.text]
+    return texts[0] if len(texts) == 1 else "\n\n".join(texts)

@@ -41,10 +41,13 @@ def unfit(rollout: Rollout, *, keep_truncated: bool = False) -> str:
 
 def fault(rollout: Rollout) -> str:
     """What is wrong with a completion as such: `ends_in_reasoning`, `unbalanced_think` or `""`."""
-    last = next(message for message in reversed(rollout.completion) if message.role == "assistant")
-    answer = last.content.rpartition("</think>")[2] if "</think>" in last.content else last.content
-    if not last.tool_calls and (not answer or answer.isspace()):
-        return "ends_in_reasoning"
+    last = rollout.completion[-1]
+    if last.role != "assistant":
+        last = next(message for message in reversed(rollout.completion) if message.role == "assistant")
+    if not last.tool_calls:
+        answer = last.content.rpartition("</think>")[2] if "think_in_content" in rollout.flags else last.content
+        if not answer or answer.isspace():
+            return "ends_in_reasoning"
     tagged = "think_in_content" in rollout.flags
     if tagged and any(not _balanced(message.content) for message in rollout.completion if message.role == "assistant"):
         return "unbalanced_think"

@@ -122,8 +122,9 @@ def text_length(messages: Iterable[Message]) -> int:
     length = 0
     for message in messages:
         length += len(message.content)
-        if message.reasoning_content:
-            length += len(message.reasoning_content)
-        for call in message.tool_calls:
-            length += len(call.arguments_json)
+        if message.role == "assistant":
+            if message.reasoning_content:
+                length += len(message.reasoning_content)
+            for call in message.tool_calls:
+                length += len(call.arguments_json)
     return length
