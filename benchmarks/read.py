@@ -19,6 +19,8 @@ SITE_PACKAGES is the folder below which nemo-gym is installed; `corpus.py` tells
     polars, duckdb    the mean reward and the characters of the response, with the types of three columns given
     ..._clean         the same on a file of the rollouts alone, without malformed lines and other rows
 
+`commands`, what a user waits for: `gymtrl --version`, `gymtrl inspect --help`, and `gymtrl inspect` of 100 MB.
+
 Each runs in a process of its own, in turn, on a file that has just been read, so that the disk plays no part. Of
 several rounds the fastest counts, as other work on the machine only ever slows a round down; all are kept. `wall_s` and
 `cpu_s` are those of the whole process, from its start to its end, and what ratios mean; `work_s` and `work_cpu_s` leave
@@ -143,6 +145,26 @@ def benchmark(corpus: Path, folder: Path, *, rounds: int, orientation: bool) -> 
     return result
 
 
+def commands(corpus: Path) -> dict[str, Result]:
+    """Seconds of the command line, the fastest of three runs."""
+    gymtrl = [sys.executable, "-m", "gymtrl"]
+    asked = {"version": ["--version"], "inspect_help": ["inspect", "--help"]}
+    asked[f"inspect_{corpus.stat().st_size / 1e6:.0f}_mb"] = ["inspect", str(corpus), "--json"]
+    found: dict[str, Result] = {}
+    for name, arguments in asked.items():
+        runs = []
+        for _ in range(3):
+            cpu, start = cpu_seconds(children_only=True), time.perf_counter()
+            subprocess.run([*gymtrl, *arguments], check=True, stdout=subprocess.DEVNULL)
+            wall = time.perf_counter() - start
+            runs.append({"wall_s": wall, "cpu_s": cpu_seconds(children_only=True) - cpu})
+        found[name] = min(runs, key=lambda run: run["cpu_s"])
+        print(
+            f"{'commands':<12}{name:<15}{found[name]['wall_s']:>8.2f} s {found[name]['cpu_s']:>8.2f} CPU s", flush=True
+        )
+    return found
+
+
 def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 24):
@@ -207,10 +229,16 @@ def main() -> None:
     made_of = {"lines": len(sources), "bytes": sum(map(len, sources)), "sha256": source_digest(sources)}
     result: Result = {"machine": machine(), "load_before": os.getloadavg()[0], "sources": made_of}
     result |= {"selected_with": SELECTED, "sizes": []}
+
+    def made(size: float) -> Path:
+        path: Path = options.work.resolve() / f"rollouts-{made_of['sha256']}-{size / 1e6:.0f}MB.jsonl"
+        if not path.exists():
+            build_corpus(options.site_packages, path, size)
+        return path
+
+    result["commands"] = commands(made(QUICK if options.quick else 100e6))
     for size in sizes:
-        corpus = options.work.resolve() / f"rollouts-{made_of['sha256']}-{size / 1e6:.0f}MB.jsonl"
-        if not corpus.exists():
-            build_corpus(options.site_packages, corpus, size)
+        corpus = made(size)
         rounds = 1 if options.quick or size > 2e9 else 3
         print(f"{corpus.name}, {rounds} round{'s' * (rounds > 1)}", flush=True)
         parts = benchmark(corpus, corpus.with_suffix(""), rounds=rounds, orientation=size == sizes[0])
