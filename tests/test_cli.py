@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from gymtrl import __version__
 from gymtrl.cli.main import app
 from rows import row, write_rows
 
@@ -61,6 +62,11 @@ def test_help_loads_nothing_heavy(verb: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, *verb.split(), "--help"], capture_output=True, text=True)
     assert "Usage:" in done.stdout
     assert done.stdout.rstrip().endswith("[]"), done.stdout[-200:]
+
+
+def test_the_version_needs_no_verb() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
 
 
 def test_every_option_is_explained() -> None:
