@@ -21,6 +21,9 @@ from .table import SCHEMA, false_groups, without_false_groups
 PIECE_BYTES = 64_000_000
 """Bytes of a file that are read at a time; a table of them is small, and their reading takes a fraction of a second."""
 
+ROWS_A_GROUP = 50_000
+"""Rows of the table that are held in memory together while it is written."""
+
 WORKER_BYTES = 200_000_000
 """From how many bytes on another process pays: it takes about half a second to start."""
 
@@ -96,7 +99,7 @@ def write_table(
         table = without_false_groups(table, false_groups(table))
         draft = Path(folder) / "table.parquet"
         table.select(*SCHEMA, *sorted(names[len(SCHEMA) :])).sink_parquet(
-            draft, metadata={_FACTS: msgspec.json.encode(facts).decode()}
+            draft, row_group_size=ROWS_A_GROUP, metadata={_FACTS: msgspec.json.encode(facts).decode()}
         )
         draft.replace(out)
 

@@ -57,9 +57,10 @@ def raw_table(lines: Iterable[Line]) -> pl.DataFrame:
 
 def false_groups(table: pl.LazyFrame) -> list[str]:
     """Groups whose rollouts were asked different things."""
-    keys = table.select("group", "task_key").drop_nulls().group_by("group")
-    ends = keys.agg(first=pl.col("task_key").min(), last=pl.col("task_key").max())
-    return ends.filter(pl.col("first") != pl.col("last")).select("group").collect()["group"].to_list()
+    keys = table.select("group", task=pl.col("task_key").hash()).filter(pl.col("group").is_not_null())
+    ends = keys.group_by("group").agg(first=pl.col("task").min(), last=pl.col("task").max())
+    differing = ends.filter(pl.col("first") != pl.col("last")).select("group")
+    return differing.collect(engine="streaming")["group"].to_list()
 
 
 def without_false_groups(table: pl.LazyFrame, groups: list[str]) -> pl.LazyFrame:
