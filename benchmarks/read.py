@@ -246,6 +246,10 @@ def main() -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    print(f"the corpora stay in {options.work}", flush=True)
+    groups = [size[group]["compared"].values() for size in result["sizes"] for group in SIDES]
+    if not all(ratio["same_result"] for group in groups for ratio in group):
+        sys.exit("the two sides differ in their results")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -438,7 +439,7 @@ def test_a_file_that_has_changed_is_refused_by_its_line(tmp_path: Path, change: 
     path = write(tmp_path / "r.jsonl", *many(5), row(5, 0, text="x" * _SPAN))
     table = tmp_path / "t.parquet"
     write_table([path], table)
-    data = path.read_bytes()
+    data, state = path.read_bytes(), path.stat()
     if change == "flip in a long line":
         path.write_bytes(data.replace(b"xxxx", b"yyyy", 1))
     elif change == "flip":
@@ -452,6 +453,8 @@ def test_a_file_that_has_changed_is_refused_by_its_line(tmp_path: Path, change: 
         pl.read_parquet(table).with_columns(offset=-pl.col("offset")).write_parquet(table)
     else:
         path.unlink()
+    if change.startswith("flip"):  # what neither size nor time tells
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     where = {
         "flip": "r.jsonl:7",
         "longer": "r.jsonl has changed",
@@ -626,7 +629,7 @@ def test_a_table_on_the_command_line_is_up_to_date_until_its_files_change(tmp_pa
     assert "up to date" in gymtrl("filter", "t.parquet", "-o", "out", cwd=tmp_path).stderr
     path.write_bytes(path.read_bytes().replace(b"question 3", b"Question 3"))
     changed = gymtrl("filter", "t.parquet", "-o", "out", cwd=tmp_path)
-    assert changed.returncode == 2 and "is not the line" in changed.stderr
+    assert changed.returncode == 2 and "has changed since" in changed.stderr
 
 
 @pytest.mark.parametrize(

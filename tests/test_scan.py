@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
+import psutil
 import pytest
 from polars.testing import assert_frame_equal
 
 from gymtrl.errors import RunError, UserError
-from gymtrl.rollouts import scan
+from gymtrl.rollouts import pieces, reader, scan
 from gymtrl.rollouts.pieces import Piece, scan_with_workers
 from gymtrl.rollouts.reader import read_lines
 from gymtrl.rollouts.scan import read_facts, table_for, write_table
@@ -90,9 +95,86 @@ def test_a_table_serves_as_input_until_its_files_change(tmp_path: Path) -> None:
         table_for([table], tmp_path)
 
 
-def test_a_process_that_dies_is_told_and_the_others_end(tmp_path: Path) -> None:
+def test_what_a_process_meets_is_told_as_one_process_would(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rollouts.jsonl", [row("a", "b", 1.0)])
-    sound = Piece(str(path), 0, path.stat().st_size, None, 1_000_000, str(tmp_path / "a.arrow"))
-    lost = Piece(str(tmp_path / "gone.jsonl"), 0, 10, None, 1_000_000, str(tmp_path / "b.arrow"))
-    with pytest.raises(RunError, match="has died"):
+    sound, lost = (Piece(str(p), 0, 100, None, 1_000_000, str(tmp_path / p.stem)) for p in (path, tmp_path / "gone"))
+    with pytest.raises(UserError, match="gone is gone") as told:
         list(scan_with_workers([sound, lost], 2))
+    assert told.value.remedy
+
+
+def test_a_process_that_is_killed_is_told_and_the_others_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "waits")  # whoever opens it waits for a writer
+    piece = Piece(str(tmp_path / "waits"), 0, 100, None, 1_000_000, str(tmp_path / "t"))
+    me = psutil.Process()
+    before = {child.pid for child in me.children(recursive=True)}
+
+    def workers() -> list[psutil.Process]:
+        return [child for child in me.children(recursive=True) if child.pid not in before]
+
+    def kill_one() -> None:
+        while len(workers()) < 2:
+            time.sleep(0.02)
+        workers()[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(RunError, match="has died"):
+        list(scan_with_workers([piece] * 4, 2))
+    killer.join()
+    assert workers() == []
+
+
+def test_processes_do_not_run_what_lies_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "polars.py").write_text("raise SystemExit('ran')")
+    path = write_rows(tmp_path / "rollouts.jsonl", [row("a", "b", 1.0)])
+    monkeypatch.chdir(tmp_path)
+    write_table([path] * 1, tmp_path / "table.parquet", workers=2)
+    monkeypatch.setattr(scan, "PIECE_BYTES", 100)
+    write_table([path], tmp_path / "table.parquet", workers=2)
+
+
+def test_a_line_without_end_is_passed_over_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "PIECE_BYTES", 10_000)
+    path = tmp_path / "rollouts.jsonl"
+    path.write_bytes(b"x" * 3_000_000)
+    read: list[int] = []
+    monkeypatch.setattr(reader, "_CHUNK", 1000)
+    first_line = reader._first_line_from
+
+    def counted(stream: BinaryIO, start: int, stop: float) -> int:
+        read.append(first_line(stream, start, stop) - start)
+        return start + read[-1]
+
+    monkeypatch.setattr(reader, "_first_line_from", counted)
+    assert scanned([path], tmp_path, workers=1, max_line_bytes=1000)["reason"].to_list() == ["line_too_long"]
+    assert max(read) < 20_000
+
+
+def test_many_short_lines_are_held_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "LINES_A_TABLE", 7)
+    path = tmp_path / "rollouts.jsonl"
+    path.write_bytes(b"{}\n\n" * 50 + json.dumps(row("a", "b", 1.0)).encode())
+    assert_frame_equal(scanned([path], tmp_path), rollout_table(read_lines([path])))
+
+
+@pytest.mark.parametrize("change", ["same size", "input rows"])
+def test_a_table_is_refused_when_what_it_was_made_from_changes(tmp_path: Path, change: str) -> None:
+    path = write_rows(tmp_path / "rollouts.jsonl", [row("a", "b", 1.0)])
+    table = tmp_path / "table.parquet"
+    write_table([path], table)
+    if change == "same size":
+        os.utime(path, ns=(0, 0))
+    else:
+        write_rows(tmp_path / "rollouts_materialized_inputs.jsonl", [{"_ng_task_index": 0, "_ng_rollout_index": 0}])
+    with pytest.raises(UserError, match="changed since"):
+        table_for([table], tmp_path)
+
+
+def test_other_parquet_files_are_no_tables(tmp_path: Path) -> None:
+    other = tmp_path / "other.parquet"
+    pl.DataFrame({"a": [1]}).write_parquet(other)
+    with pytest.raises(UserError, match="no rollout table"):
+        table_for([other], tmp_path)
+    with pytest.raises(UserError, match="stands alone"):
+        table_for([other, other], tmp_path)

@@ -15,8 +15,6 @@ from .inputs import expand_inputs
 from .record import Line, Origin
 from .sidecars import load_sidecar
 
-__all__ = ["MAX_LINE_BYTES", "expand_inputs", "read_at", "read_bytes", "read_lines"]
-
 MAX_LINE_BYTES = 64_000_000
 _CHUNK = 1 << 20
 
@@ -106,7 +104,7 @@ def read_bytes(origin: Origin) -> bytes:
     with _open(Path(origin.file)) as stream:
         stream.seek(origin.offset)
         data = stream.read(origin.length)
-    if _row_id(data) != origin.row_id:
+    if row_id(data) != origin.row_id:
         raise UserError(f"{origin} has changed since it was read", remedy="run the stages again from the start")
     return data
 
@@ -137,7 +135,7 @@ def _raw_lines(stream: BinaryIO, part: Range, limit: int) -> Iterator[tuple[Orig
     """Lines with their places: of one above the limit `None`, of a blank one no bytes."""
     file = str(part.path)
     stop = math.inf if part.stop is None else part.stop
-    offset = _first_line_from(stream, part.start)
+    offset = _first_line_from(stream, part.start, stop)
     number = 0
     while offset < stop and (raw := stream.readline(limit + 2)):
         number += 1
@@ -145,19 +143,19 @@ def _raw_lines(stream: BinaryIO, part: Range, limit: int) -> Iterator[tuple[Orig
         data = raw.rstrip(b"\r\n")
         cut = len(raw) == limit + 2 and not raw.endswith(b"\n")
         if cut or len(data) > limit:
-            size, length, row_id = _skip(stream, raw)
+            size, length, identity = _skip(stream, raw)
             offset = start + size
-            yield Origin(file, number, start, length, row_id), None
+            yield Origin(file, number, start, length, identity), None
         else:
-            yield Origin(file, number, start, len(data), _row_id(data)), b"" if data.isspace() else data
+            yield Origin(file, number, start, len(data), row_id(data)), b"" if data.isspace() else data
 
 
-def _first_line_from(stream: BinaryIO, start: int) -> int:
-    """Goes to the first line that begins at `start` or after it; returns where that is."""
+def _first_line_from(stream: BinaryIO, start: int, stop: float) -> int:
+    """Goes to the first line that begins at `start` or after it, as far as `stop`; returns where that is."""
     if start == 0:
         return 0
     stream.seek(start - 1)
-    while raw := stream.readline(_CHUNK):
+    while stream.tell() < stop and (raw := stream.readline(_CHUNK)):
         if raw.endswith(b"\n"):
             break
     return stream.tell()
@@ -181,5 +179,6 @@ def _skip(stream: BinaryIO, raw: bytes) -> tuple[int, int, str]:
     return size, length, digest.hexdigest()[:16]
 
 
-def _row_id(data: bytes) -> str:
+def row_id(data: bytes | memoryview) -> str:
+    """First 16 hex digits of the SHA-256 of a line, without its line break."""
     return hashlib.sha256(data).hexdigest()[:16]

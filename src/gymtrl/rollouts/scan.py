@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,9 @@ ROWS_A_GROUP = 50_000
 WORKER_BYTES = 200_000_000
 """From how many bytes on another process pays: it takes about half a second to start."""
 
+MOST_WORKERS = 4
+"""Each takes about 100 MB; who has the memory asks for more."""
+
 _FACTS = "gymtrl"
 _MAKE = "make it: gymtrl inspect ROLLOUTS --table TABLE.parquet"
 
@@ -36,6 +40,7 @@ class SourceFile(msgspec.Struct, frozen=True):
 
     path: str
     size: int
+    modified_ns: int
 
 
 class TableFacts(msgspec.Struct, frozen=True):
@@ -76,22 +81,21 @@ def write_table(
         `RunError`: If a process that reads has died.
     """
     files = expand_inputs(inputs)
-    sidecars = [path for path in map(inputs_beside, files) if path is not None]
-    facts = TableFacts([_state(path) for path in files], [_state(path) for path in sidecars], cluster)
+    facts = TableFacts([_state(path) for path in files], _sidecars(files), cluster)
     count = _default_workers(facts) if workers is None else workers
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         pieces = list(_pieces(facts, Path(folder), max_line_bytes))
-        scanned = map(scan_piece, pieces) if count <= 1 else scan_with_workers(pieces, count)
         parts: list[pl.LazyFrame] = []
-        first_line = {file.path: 1 for file in facts.files}
+        before = dict.fromkeys((file.path for file in facts.files), 0)
         rollouts = named = 0
-        for piece, part in zip(pieces, scanned, strict=True):
-            parts.append(_part(piece, part, first_line[piece.path]))
-            first_line[piece.path] += part.lines
-            rollouts += part.rollouts
-            named += part.named
-            if on_bytes is not None:
-                on_bytes(piece.stop - piece.start)
+        with closing(_scan(pieces, count)) as scanned:
+            for piece, part in zip(pieces, scanned, strict=True):
+                parts += [_part(table, before[piece.path]) for table in part.tables]
+                before[piece.path] += part.lines
+                rollouts += part.rollouts
+                named += part.named
+                if on_bytes is not None:
+                    on_bytes(piece.stop - piece.start)
         if cluster is not None and rollouts and not named:
             raise cluster_is_nowhere(cluster, rollouts)
         table = pl.concat(parts, how="diagonal") if parts else pl.LazyFrame(schema=SCHEMA)
@@ -125,9 +129,15 @@ def table_for(
     Raises:
         `UserError`: If the table is none, or was made of files that have changed since, or by another cluster.
     """
-    if len(inputs) == 1 and inputs[0].suffix == ".parquet":
-        _check(inputs[0], read_facts(inputs[0]), cluster)
-        return inputs[0]
+    tables = [path for path in inputs if path.suffix == ".parquet"]
+    if tables and len(inputs) > 1:
+        raise UserError(
+            f"{tables[0]} is a table and stands alone: it names its rollout files itself",
+            remedy="name one table, or the rollout files; gymtrl inspect FILES --table makes one table of many files",
+        )
+    if tables:
+        _check(tables[0], read_facts(tables[0]), cluster)
+        return tables[0]
     path = folder / "table.parquet"
     write_table(inputs, path, cluster=cluster, max_line_bytes=max_line_bytes, on_bytes=on_bytes)
     return path
@@ -141,10 +151,14 @@ def read_facts(table: Path) -> TableFacts | None:
     """
     try:
         told = pl.read_parquet_metadata(table).get(_FACTS)
+        schema = pl.read_parquet_schema(table)
     except FileNotFoundError:
         raise UserError(f"{table} does not exist", remedy=_MAKE) from None
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{table} is no Parquet file: {str(error).partition(chr(10))[0]}", remedy=_MAKE) from None
+    wrong = [name for name, kind in SCHEMA.items() if schema.get(name) != kind]
+    if wrong:
+        raise UserError(f"{table} is no rollout table of this version: {', '.join(wrong)}", remedy=_MAKE)
     try:
         return None if told is None else msgspec.json.decode(told, type=TableFacts)
     except msgspec.MsgspecError:
@@ -159,12 +173,18 @@ def _check(table: Path, facts: TableFacts | None, cluster: str | None) -> None:
                 remedy="name the rollout files instead, or give the clusters as a .jsonl file",
             )
         return
+    again = _sidecars([Path(file.path) for file in facts.files])
     remake = f"make the table again: gymtrl inspect ROLLOUTS --table {table}"
-    for file in (*facts.files, *facts.sidecars):
+    for file in facts.files:
         if not Path(file.path).is_file():
-            raise UserError(f"{file.path}, which {table} was made from, is gone", remedy=f"put it back, or {remake}")
+            raise UserError(
+                f"{file.path}, which {table} was made from, is gone",
+                remedy=f"put it back, go to the folder where the table was made, or {remake}",
+            )
         if _state(Path(file.path)) != file:
             raise UserError(f"{file.path} has changed since {table} was made", remedy=remake)
+    if again != facts.sidecars:
+        raise UserError(f"the materialized inputs beside the files have changed since {table} was made", remedy=remake)
     if cluster is not None and cluster != facts.cluster:
         raise UserError(
             f"{table} was made with {f'the cluster {facts.cluster!r}' if facts.cluster else 'no cluster'}",
@@ -172,12 +192,17 @@ def _check(table: Path, facts: TableFacts | None, cluster: str | None) -> None:
         )
 
 
+def _sidecars(files: Sequence[Path]) -> list[SourceFile]:
+    return [_state(path) for path in map(inputs_beside, files) if path is not None]
+
+
 def _state(path: Path) -> SourceFile:
-    return SourceFile(str(path), path.stat().st_size)
+    state = path.stat()
+    return SourceFile(str(path), state.st_size, state.st_mtime_ns)
 
 
 def _default_workers(facts: TableFacts) -> int:
-    return min(len(os.sched_getaffinity(0)), sum(file.size for file in facts.files) // WORKER_BYTES + 1)
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS, sum(file.size for file in facts.files) // WORKER_BYTES + 1)
 
 
 def _pieces(facts: TableFacts, folder: Path, max_line_bytes: int) -> Iterator[Piece]:
@@ -185,11 +210,14 @@ def _pieces(facts: TableFacts, folder: Path, max_line_bytes: int) -> Iterator[Pi
     for file in facts.files:
         for start in range(0, file.size, PIECE_BYTES):
             stop = min(start + PIECE_BYTES, file.size)
-            table = str(folder / f"{count}.arrow")
-            yield Piece(file.path, start, stop, facts.cluster, max_line_bytes, table)
+            yield Piece(file.path, start, stop, facts.cluster, max_line_bytes, str(folder / f"{count}"))
             count += 1
 
 
-def _part(piece: Piece, scanned: Scanned, first_line: int) -> pl.LazyFrame:
-    part = pl.scan_ipc(piece.table, glob=False)
-    return part.with_columns(pl.col("line") + (first_line - 1)) if first_line > 1 else part
+def _scan(pieces: Sequence[Piece], workers: int) -> Generator[Scanned]:
+    yield from map(scan_piece, pieces) if workers <= 1 else scan_with_workers(pieces, workers)
+
+
+def _part(table: str, lines_before: int) -> pl.LazyFrame:
+    part = pl.scan_ipc(table, glob=False)
+    return part.with_columns(pl.col("line") + lines_before) if lines_before else part
