@@ -23,7 +23,7 @@ def inspect_(
     rollouts: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Rollout files (JSONL), or folders of them; '-' reads standard input. "
+            help="Rollout files (JSONL), folders of them, or quoted patterns; '-' reads standard input. "
             "A table that --table wrote is taken as it is, without reading the files again.",
             show_default=False,
         ),
