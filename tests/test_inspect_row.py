@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from gymtrl.cli.main import app
 from gymtrl.errors import UserError
 from gymtrl.reports.rollout import image_text, line_json, pretty_json, render_rollout
 from gymtrl.rollouts.inspection import read_row
@@ -215,6 +217,34 @@ def test_command_line(tmp_path: Path) -> None:
         done = run(*arguments)
         assert done.returncode == 2
         assert "remedy: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_line_of_a_packed_file_is_shown_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    packed = Path("rollouts.jsonl.gz")
+    packed.write_bytes(gzip.compress(json.dumps(agentic()).encode() + b"\n[1, 2]\n"))
+    shown = {number: _shown(f"{packed}:{number}", capsys) for number in (1, 2)}
+    assert "▌ the answer" in shown[1] and "not_object" in shown[2] and "\n[1, 2]\n" in shown[2]
+    assert all(f"── {packed}:{number} ──" in text for number, text in shown.items())
+    assert json.loads(_shown(f"{packed}:1", capsys, "--json"))["origin"]["file"] == str(packed)
+    with pytest.raises(UserError, match=rf"^{packed}:3 does not exist"):
+        _shown(f"{packed}:3", capsys)
+    assert list(tmp_path.iterdir()) == [tmp_path / packed]
+
+
+def _shown(place: str, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    app(["inspect", "--row", place, *more], standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_a_pattern_for_several_files_names_no_line(tmp_path: Path) -> None:
+    for name in "ab":
+        write_rows(tmp_path / f"{name}.jsonl", [agentic()])
+    assert read_row(f"{tmp_path}/a*.jsonl:1").origin.file == str(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match="stands for 2 files"):
+        read_row(f"{tmp_path}/*.jsonl:1")
 
 
 def test_the_place_is_shown_as_given() -> None:

@@ -124,6 +124,29 @@ def test_folders_give_their_rollout_files_without_sidecars(tmp_path: Path) -> No
     assert expand_inputs([tmp_path, tmp_path / "rollouts.jsonl"]) == [tmp_path / "rollouts.jsonl"]
 
 
+def test_patterns_give_what_they_match_without_sidecars(tmp_path: Path) -> None:
+    for name in (
+        "a/rollouts",
+        "a/rollouts_failures",
+        "b/c/rollouts",
+        "b/c/rollouts_reward_profiling",
+        ".hidden/rollouts",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / f"{name}.jsonl", rollout())
+    a, c = tmp_path / "a/rollouts.jsonl", tmp_path / "b/c/rollouts.jsonl"
+    assert expand_inputs([tmp_path / "*/rollouts*.jsonl"]) == [a]
+    assert expand_inputs([tmp_path / "*"]) == [a]
+    assert expand_inputs([tmp_path / "**/rollout?*.jsonl", a]) == [a, c]
+    assert expand_inputs([tmp_path / "**/*_failures.jsonl"]) == [tmp_path / "a/rollouts_failures.jsonl"]
+    assert [line.origin.file for line in read_lines([tmp_path / "[ab]/**/*.jsonl"])] == [str(a), str(c)]
+    with pytest.raises(UserError, match="no file matches") as caught:
+        expand_inputs([a, tmp_path / "*/none*.jsonl"])
+    assert caught.value.remedy
+    literal = write(tmp_path / "rollouts[1]*.jsonl", rollout())
+    assert expand_inputs([literal]) == [literal]
+
+
 def test_missing_and_packed_inputs_are_named(tmp_path: Path) -> None:
     write(tmp_path / "rollouts.jsonl", rollout())
     with pytest.raises(UserError, match=r"rollout\.jsonl does not exist") as missing:
@@ -132,6 +155,10 @@ def test_missing_and_packed_inputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(b"{}"))
     with pytest.raises(UserError, match="is compressed"):
         expand_inputs([tmp_path / "r.jsonl.gz"])
+    with pytest.raises(UserError, match=r"r_rollouts\.jsonl\.gz is compressed"):
+        (tmp_path / "packed").mkdir()
+        (tmp_path / "packed/r_rollouts.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+        expand_inputs([tmp_path / "packed"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no"):
         expand_inputs([tmp_path / "empty"])

@@ -52,10 +52,11 @@ def filter_(rollouts: Inputs, out: Out = None, *, stage: Stage) -> None:
     """Keep the rollouts that are worth training on; say why the rest is not; hold tasks out for validation."""
     from gymtrl.cli.run import run_stage
     from gymtrl.reports.reading import watch_reading
-    from gymtrl.rollouts.inputs import expand_inputs
+    from gymtrl.rollouts.inputs import expand_inputs, expand_patterns
     from gymtrl.selection.filter import FilterResult, files_read, filter_rollouts
     from gymtrl.workspace.spool import spooled
 
+    rollouts = expand_patterns(rollouts)
     folder = out or default_out(rollouts, "filter")
     files = expand_inputs(spooled(rollouts, folder.parent))
 

@@ -23,7 +23,7 @@ def inspect_(
     rollouts: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Rollout files (JSONL), or folders of them; '-' reads standard input. "
+            help="Rollout files (JSONL), folders of them, or quoted patterns; '-' reads standard input. "
             "A table that --table wrote is taken as it is, without reading the files again.",
             show_default=False,
         ),
@@ -122,13 +122,32 @@ def _inspect(
 
 
 def _show_row(row: str, cluster: str | None, as_json: bool) -> None:
+    from msgspec.structs import asdict, replace
     from rich.console import Console
 
     from gymtrl.reports.rollout import line_json, render_rollout
+    from gymtrl.rollouts.inputs import packing
     from gymtrl.rollouts.inspection import read_row
+    from gymtrl.rollouts.record import Origin
+    from gymtrl.workspace.spool import spooled
 
-    line = read_row(row, cluster=cluster)
-    if as_json:
-        sys.stdout.write(line_json(line))
-    else:
-        render_rollout(line, Console())
+    class Unpacked(Origin, frozen=True):
+        """A place that is read in the copy and shown in the packed file."""
+
+        def __str__(self) -> str:
+            return row
+
+    packed = Path(row.rpartition(":")[0])
+    with tempfile.TemporaryDirectory() as folder:
+        if not packed.is_file() or not packing(packed):
+            line = read_row(row, cluster=cluster)
+        else:
+            (copy,) = spooled([packed], Path(folder))
+            line = read_row(row, cluster=cluster, unpacked=copy)
+            place = asdict(line.origin)
+            shown = Origin(**place | {"file": str(packed)}) if as_json else Unpacked(**place)
+            line = replace(line, origin=shown)
+        if as_json:
+            sys.stdout.write(line_json(line))
+        else:
+            render_rollout(line, Console())

@@ -57,15 +57,16 @@ def inspect_rollouts(
     return summary
 
 
-def read_row(place: str, *, cluster: str | None = None) -> Line:
+def read_row(place: str, *, cluster: str | None = None, unpacked: Path | None = None) -> Line:
     """Reads one line of a rollout file.
 
     Args:
         place (`str`): `FILE:LINE`, as every view of gymtrl names it; lines count from 1.
         cluster (`str`, *optional*): As in `inspect_rollouts`.
+        unpacked (`Path`, *optional*): Where the file is packed, a plain copy of it, which is read instead.
 
     Returns:
-        `Line`: With its verdict.
+        `Line`: With its verdict. Its place is that in the file that was read.
 
     Raises:
         `UserError`: If there is no such file or line, or the line is blank or longer than 64 MB.
@@ -75,11 +76,15 @@ def read_row(place: str, *, cluster: str | None = None) -> Line:
         raise UserError(f"'{place}' is not FILE:LINE", remedy="name a line as in rollouts.jsonl:12; lines count from 1")
     if Path(name).is_dir():
         raise UserError(f"{name} is a folder", remedy="name one of the files in it")
-    (file,) = expand_inputs([Path(name)])
-    return read_at(_find(file, int(number)), cluster=cluster)
+    files = expand_inputs([unpacked or Path(name)])
+    if len(files) > 1:
+        raise UserError(
+            f"{name} stands for {len(files):,} files", remedy=f"name one of them, as in {files[0]}:{number}"
+        )
+    return read_at(_find(files[0], int(number), name if unpacked else str(files[0])), cluster=cluster)
 
 
-def _find(file: Path, wanted: int) -> Origin:
+def _find(file: Path, wanted: int, name: str) -> Origin:
     with file.open("rb") as stream:
         number = 1
         while number < wanted and _pass_over(stream):
@@ -87,13 +92,13 @@ def _find(file: Path, wanted: int) -> Origin:
         offset = stream.tell()
         raw = stream.readline(MAX_LINE_BYTES + 2)
     if not raw:
-        raise UserError(f"{file}:{wanted} does not exist: the file ends before", remedy=f"it has {number - 1:,} lines")
+        raise UserError(f"{name}:{wanted} does not exist: the file ends before", remedy=f"it has {number - 1:,} lines")
     data = raw.rstrip(b"\r\n")
     if len(data) > MAX_LINE_BYTES:
-        message = f"{file}:{wanted} has more than {MAX_LINE_BYTES:,} bytes"
+        message = f"{name}:{wanted} has more than {MAX_LINE_BYTES:,} bytes"
         raise UserError(message, remedy=remedy_for("reject", "line_too_long"))
     if not data.strip():
-        raise UserError(f"{file}:{wanted} is blank", remedy="name the line before or after it")
+        raise UserError(f"{name}:{wanted} is blank", remedy="name the line before or after it")
     return Origin(str(file), wanted, offset, len(data), hashlib.sha256(data).hexdigest()[:16])
 
 

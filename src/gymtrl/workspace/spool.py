@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import shutil
 import sys
@@ -15,93 +16,108 @@ from typing import BinaryIO
 import zstandard
 
 from gymtrl.errors import UserError
-from gymtrl.rollouts.inputs import packing, rollout_files
+from gymtrl.rollouts.inputs import name_files, packing
 from gymtrl.rollouts.sidecars import SIDECAR_SUFFIXES
 from gymtrl.workspace.artefact import sha256_of
 
-_ENDINGS = (".jsonl.gz", ".jsonl.zst")
+_HIDDEN = ".spooled"  # a folder of its own, or the copies would be rollout files of the user's folder
+_CHUNK = 1 << 20
+_ZSTD_CHUNK = 1 << 14  # zstd may hold a thousandfold and more, and all that a chunk holds is in memory at once
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 
 def spooled(inputs: Sequence[Path], folder: Path) -> list[Path]:
     """Copies what is packed or piped to plain files.
 
     Args:
-        inputs (`Sequence[Path]`): Files, `.gz` and `.zst` among them, folders of them, pipes, and `-` for standard
-            input.
-        folder (`Path`): Where the plain files go; named by the content, so that the same input is unpacked once. The
-            files that Gym wrote beside a packed one come along.
+        inputs (`Sequence[Path]`): Files, `.gz` and `.zst` among them, patterns and folders of them, pipes, and `-` for
+            standard input.
+        folder (`Path`): The plain files go to `.spooled` in it, named by the content, so that the same input is
+            unpacked once. The files that Gym wrote beside a packed one come along.
 
     Returns:
-        `list[Path]`: `inputs` with the plain files in place of what was packed or piped.
+        `list[Path]`: The files that are meant, the plain ones in place of what was packed or piped.
 
     Raises:
-        `UserError`: If a packed file is damaged.
+        `UserError`: If a packed file is damaged, a folder holds no rollout files, or a pattern matches none.
     """
-    plain: list[Path] = []
-    for path in inputs:
-        if str(path) == "-":
-            plain.append(_keep(sys.stdin.buffer, folder, "stdin"))
-        elif path.is_dir():
-            packed = [file for ending in _ENDINGS for file in rollout_files(path, ending)]
-            plain += [path] if rollout_files(path) or not packed else []
-            plain += [_unpack(file, folder) for file in packed]
-        elif path.exists() and not path.is_file():
-            with path.open("rb") as stream:
-                plain.append(_keep(stream, folder, "pipe"))
-        elif path.is_file() and packing(path):
-            plain.append(_unpack(path, folder))
-        else:
-            plain.append(path)
-    return plain
+    return [_plain(path, folder / _HIDDEN) for path in name_files(inputs)]
 
 
-def _keep(stream: BinaryIO, folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{name}.{os.getpid()}.partial"
-    with draft.open("wb") as target:
-        shutil.copyfileobj(stream, target, 1 << 20)
-    if packed := packing(draft):
-        with _opened(draft, packed) as unpacked:
-            plain = _keep(unpacked, folder, f"{name}-unpacked")
-        draft.unlink()
-        return plain
-    return draft.rename(folder / f"{name}-{sha256_of(draft)[:16]}-rollouts.jsonl")
+def _plain(path: Path, store: Path) -> Path:
+    if str(path) == "-":
+        return _keep(sys.stdin.buffer, store / "stdin", "standard input")
+    if path.exists() and not path.is_file():
+        with path.open("rb") as stream:
+            return _keep(stream, store / "pipe", str(path))
+    return _unpack(path, store) if path.is_file() and packing(path) else path
 
 
-def _unpack(path: Path, folder: Path) -> Path:
+def _keep(stream: BinaryIO, target: Path, name: str) -> Path:
+    with _draft(target) as given, _draft(target.with_name(f"{target.name}-unpacked")) as unpacked:
+        with given.open("wb") as file:
+            shutil.copyfileobj(stream, file, _CHUNK)
+        plain = unpacked if packing(given) else given
+        if plain == unpacked:
+            _copy(given, unpacked, name)
+        return plain.rename(target.with_name(f"{target.name}-{sha256_of(plain)[:16]}-rollouts.jsonl"))
+
+
+def _unpack(path: Path, store: Path) -> Path:
     stem, _, ending = path.name.partition(".jsonl")
-    target = folder / f"{stem}-{sha256_of(path)[:16]}.jsonl"
-    _unpack_to(path, target)
+    files = {"": path}
     for suffix in SIDECAR_SUFFIXES:
-        for beside in (path.with_name(f"{stem}{suffix}.jsonl{end}") for end in dict.fromkeys((ending, ""))):
-            if beside.is_file():
-                _unpack_to(beside, target.with_name(f"{target.stem}{suffix}.jsonl"))
-                break
-    return target
-
-
-def _unpack_to(path: Path, target: Path) -> None:
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with _opened(path, packing(path)) as source, draft.open("wb") as plain:
-            shutil.copyfileobj(source, plain, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        draft.unlink()
-        raise UserError(f"{path} is damaged: {error}", remedy="copy it again from where it came") from None
-    draft.rename(target)
+        beside = [path.with_name(f"{stem}{suffix}.jsonl{end}") for end in (ending, "")]
+        if there := [file for file in beside if file.is_file()]:
+            files[suffix] = there[0]
+    hashes = "".join(f"{suffix} {sha256_of(file)}\n" for suffix, file in files.items())
+    name = f"{stem}-{hashlib.sha256(hashes.encode()).hexdigest()[:16]}"
+    for suffix, file in files.items():
+        target = store / f"{name}{suffix}.jsonl"
+        if not target.exists():
+            with _draft(target) as draft:
+                _copy(file, draft, str(file))
+                draft.rename(target)
+    return store / f"{name}.jsonl"
 
 
 @contextmanager
-def _opened(path: Path, packed: str) -> Iterator[BinaryIO]:
-    with path.open("rb") as raw:
-        if packed == "gzip":
-            with gzip.open(raw) as stream:
-                yield stream  # type: ignore[misc]
-        elif packed == "zstd":
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                yield stream
-        else:
-            yield raw
+def _draft(target: Path) -> Iterator[Path]:
+    """A path to write to and to rename; what was not renamed is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path, name: str) -> None:
+    """Copies a file, unpacking it; errors call it `name`."""
+    packed = packing(source)
+    try:
+        with source.open("rb") as raw, target.open("wb") as plain:
+            if packed == "zstd":
+                _unpack_zstd(raw, plain)
+            elif packed == "gzip":
+                with gzip.open(raw) as unpacked:
+                    shutil.copyfileobj(unpacked, plain, _CHUNK)
+            else:
+                shutil.copyfileobj(raw, plain, _CHUNK)
+    except _DAMAGE as error:
+        raise UserError(f"{name} is damaged: {error}", remedy="copy it again from where it came") from None
+
+
+def _unpack_zstd(raw: BinaryIO, plain: BinaryIO) -> None:
+    """Unpacks frame by frame: zstandard's own stream reader takes a frame that is cut off for a whole one."""
+    frame = None
+    while rest := raw.read(_ZSTD_CHUNK):
+        while rest:
+            if frame is None:
+                frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            plain.write(frame.decompress(rest))
+            rest = frame.unused_data
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise EOFError("it ends before its last frame does")
