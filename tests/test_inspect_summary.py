@@ -161,6 +161,10 @@ def test_one_unbounded_environment_does_not_hide_the_others(tmp_path: Path) -> N
     assert (found.tasks.never, found.tasks.sometimes, found.tasks.always) == (0, 2, 0)
     assert "reach the threshold" in view(found) and "no rule for: wide" in view(found, 200)
     assert summary(tmp_path, *wide).good_for.thresholds == {}
+    why = summary(tmp_path, *binary, *of("signs", 4, -1.0, 1.0)).good_for.threshold_why
+    assert why == "environments or agents by themselves: binary (1), signs (1)"
+    one = summary(tmp_path, *binary, *of("five", 5, 5.0, 5.0)).good_for
+    assert one.threshold_why.endswith("no rule for: five (always 5)")
     assert summary(tmp_path, *wide, *of("other", 3, 5.0, 6.0, 7.0)).good_for.sft_rows is None
 
 

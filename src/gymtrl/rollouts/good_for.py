@@ -85,13 +85,15 @@ def find_thresholds(rollouts: pl.LazyFrame, given: float | None) -> Thresholds:
     for source, two, high in few.collect().iter_rows():
         threshold, _ = default_threshold([*two, high])
         if threshold is None:
-            without.append(f"{source or 'unnamed'} (from {min(two):g} to {high:g})")
+            reach = f"from {min(two):g} to {high:g}" if min(two) < high else f"always {high:g}"
+            without.append(f"{source or 'unnamed'} ({reach})")
         else:
             each[source] = threshold
     if not each:
         return Thresholds(None, {}, why)
     known = _some([f"{source or 'unnamed'} ({threshold:g})" for source, threshold in each.items()])
-    return Thresholds(None, each, f"environments or agents by themselves: {known}; no rule for: {_some(without)}")
+    lacking = f"; no rule for: {_some(without)}" if without else ""
+    return Thresholds(None, each, f"environments or agents by themselves: {known}{lacking}")
 
 
 def find_good(rollouts: pl.LazyFrame, thresholds: Thresholds, max_per_task: int) -> GoodFor:
