@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import polars as pl
 import pytest
 from rich.console import Console
 
+from gymtrl.errors import UserError
 from gymtrl.reports.inspection import render, summary_json
 from gymtrl.rollouts.inspection import inspect_rollouts
 from gymtrl.rollouts.quality import default_threshold
@@ -108,6 +110,74 @@ def test_the_cap_counts_a_task_once_whether_or_not_its_input_row_is_known(tmp_pa
     assert summarize(table, max_per_task=9).good_for.sft_rows == 6
 
 
+def test_what_is_not_known_is_not_zero(tmp_path: Path) -> None:
+    rows = [row(0, 0, -3.0), row(0, 1, 5.0), row(0, 2, 9.0)]
+    found = summary(tmp_path, *rows)
+    assert (found.good_for.sft_rows, found.good_for.dpo_pairs, found.good_for.grpo_groups) == (None, None, 1)
+    assert view(found).count("not known: pass --reward-threshold") == 2
+    # Where no reward is valid, no threshold would help.
+    none = summary(tmp_path, row(0, 0, None))
+    assert (none.good_for.sft_rows, none.good_for.dpo_pairs) == (0, 0)
+    assert "--reward-threshold" not in view(none)
+
+
+def test_a_threshold_that_was_set(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text("".join(json.dumps(row(0, i, r)) + "\n" for i, r in enumerate([-3.0, 5.0, 9.0])))
+    found = inspect_rollouts([path], reward_threshold=5.0)
+    good = found.good_for
+    assert (good.threshold, good.threshold_why, good.sft_rows, good.dpo_pairs) == (5.0, "as set", 2, 1)
+    assert (found.tasks.never, found.tasks.sometimes, found.tasks.always) == (0, 1, 0)
+    assert [b.count for b in found.tasks.pass_rates] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+    assert inspect_rollouts([path], reward_threshold=-3.0).tasks.always == 1
+    assert "5 (as set)" in view(found)
+    with pytest.raises(UserError, match="not finite"):
+        inspect_rollouts([path], reward_threshold=float("nan"))
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_pair_has_two_whole_rollouts(tmp_path: Path, reward: float) -> None:
+    cut = {"output": [said("cut")], "status": "incomplete"}
+    other = row(0, 0, 1.0 - reward)
+    assert summary(tmp_path, other, row(0, 1, reward)).good_for.dpo_pairs == 1
+    assert summary(tmp_path, other, row(0, 1, reward, response=cut)).good_for.dpo_pairs == 0
+    faulty = row(0, 1, reward, "<think>a<think>b</think>c")
+    found = summary(tmp_path, other, faulty)
+    assert (found.good_for.dpo_pairs, found.good_for.grpo_groups, found.verdicts["ok"]) == (0, 1, 2)
+
+
+def test_one_unbounded_environment_does_not_hide_the_others(tmp_path: Path) -> None:
+    def of(name: str, first: int, *rewards: float) -> list[dict[str, Any]]:
+        return [row(first, i, r, agent_ref={"name": name}) for i, r in enumerate(rewards)]
+
+    binary, fractions = of("binary", 0, 0.0, 1.0, 1.0), of("fractions", 1, 0.1, 0.7, 0.9)
+    wide = of("wide", 2, -100.0, 3.0, 19.0)
+    found = summary(tmp_path, *binary, *fractions, *wide)
+    good = found.good_for
+    assert (good.threshold, good.thresholds) == (None, {"binary": 1.0, "fractions": 0.8})
+    assert "binary (1), fractions (0.8)" in good.threshold_why
+    assert good.threshold_why.endswith("no rule for: wide (from -100 to 19)")
+    assert (good.sft_rows, good.dpo_pairs, good.grpo_groups) == (3, 2, 3)
+    assert (found.tasks.never, found.tasks.sometimes, found.tasks.always) == (0, 2, 0)
+    assert "reach the threshold" in view(found) and "no rule for: wide" in view(found, 200)
+    assert summary(tmp_path, *wide).good_for.thresholds == {}
+    why = summary(tmp_path, *binary, *of("signs", 4, -1.0, 1.0)).good_for.threshold_why
+    assert why == "environments or agents by themselves: binary (1), signs (1)"
+    one = summary(tmp_path, *binary, *of("five", 5, 5.0, 5.0)).good_for
+    assert one.threshold_why.endswith("no rule for: five (always 5)")
+    assert summary(tmp_path, *wide, *of("other", 3, 5.0, 6.0, 7.0)).good_for.sft_rows is None
+
+
+def test_agents_and_environments_are_counted_apart(tmp_path: Path) -> None:
+    found = summary(tmp_path, row(0, 0, 1.0, agent_ref={"name": "a"}), row(0, 1, 1.0, agent_ref={"name": "a"}))
+    assert (found.agents, found.environments) == ({"a": 2}, {})
+    assert "environments  " not in view(found)
+    table = rollout_table(read_lines([tmp_path / "rollouts.jsonl"])).with_columns(environment=pl.lit("e"))
+    found = summarize(table.lazy())
+    assert (found.agents, found.environments) == ({"a": 2}, {"e": 2})
+    assert "environments  e (2)" in view(found)
+
+
 def test_text_that_is_no_utf8_does_not_break_the_summary(tmp_path: Path) -> None:
     (tmp_path / "rollouts_failures.jsonl").write_text('{"_ng_failure_class": "\\ud800"}\n')
     found = summary(tmp_path, row(0, 0, 1.0), {"\ud800": 1})
@@ -150,6 +220,10 @@ def test_default_threshold(rewards: list[float], threshold: float | None) -> Non
     assert default_threshold(rewards)[0] == threshold
 
 
+def test_one_reward_reaches_from_nowhere_to_nowhere() -> None:
+    assert default_threshold([5.0])[1].startswith("every reward is 5:")
+
+
 def test_the_view_fits_and_takes_nothing_for_markup(tmp_path: Path) -> None:
     found = summary(
         tmp_path,
@@ -180,8 +254,11 @@ def test_shipped_files_on_a_narrow_terminal(gym_site_packages: Path, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
     shown = view(found, width=80)
     assert max(map(len, shown.splitlines())) == 80
-    # The common parent is shown once, and the JSON keeps the whole paths.
-    assert shown.count("site-packages") == 1
+    # The first place of each problem is whole, and others stand below the common parent.
+    flat = "".join(line.strip("│ ") for line in shown.splitlines())
+    firsts = [f.examples[0] for f in found.findings if f.verdict != "ok"] + [d.examples[0] for d in found.suspicions]
+    assert all(first.replace(" ", "") in flat.replace(" ", "") for first in firsts)
+    assert flat.count(str(gym_site_packages)) - len(firsts) in (0, 1)  # one stands at the top, where it has room
     assert found.findings[1].examples[0].startswith(str(gym_site_packages))
 
 
@@ -322,21 +399,23 @@ def test_one_sided_tasks(tmp_path: Path) -> None:
     # Half of the groups that are large enough; small ones do not count.
     mixed = tasks(100, 3, 0.0, 0.0, 0.0, 1.0)
     small = tasks(200, 9, 0.0, 0.0, 0.0)
-    assert "always_zero" not in doubts(tmp_path, *mixed, *small, *tasks(0, 2, 0.0, 0.0, 0.0, 0.0))
+    assert "always_lowest" not in doubts(tmp_path, *mixed, *small, *tasks(0, 2, 0.0, 0.0, 0.0, 0.0))
     found = doubts(tmp_path, *mixed, *small, *tasks(0, 3, 0.0, 0.0, 0.0, 0.0))
-    assert found.keys() == {"always_zero"}
-    assert found["always_zero"].detail.startswith("3 of 6 tasks") and found["always_zero"].detail.endswith("got 0")
-    assert len(found["always_zero"].examples) == found["always_zero"].count == 3
+    assert found.keys() == {"always_lowest"}
+    assert found["always_lowest"].detail.startswith("3 of 6 tasks") and found["always_lowest"].detail.endswith(
+        "got 0, the lowest reward"
+    )
+    assert len(found["always_lowest"].examples) == found["always_lowest"].count == 3
     # Twenty, however many others there are.
     many = tasks(300, 30, 0.0, 1.0, 1.0, 1.0)
-    assert "always_one" not in doubts(tmp_path, *many, *tasks(0, 19, 1.0, 1.0, 1.0, 1.0))
-    assert doubts(tmp_path, *many, *tasks(0, 20, 1.0, 1.0, 1.0, 1.0))["always_one"].count == 20
+    assert "always_highest" not in doubts(tmp_path, *many, *tasks(0, 19, 1.0, 1.0, 1.0, 1.0))
+    assert doubts(tmp_path, *many, *tasks(0, 20, 1.0, 1.0, 1.0, 1.0))["always_highest"].count == 20
 
 
 @pytest.mark.parametrize(
     ("rewards", "kinds"),
     [
-        ([1.0] * 4, {"always_one"}),
+        ([1.0] * 4, {"always_highest"}),
         ([0.5] * 4, set()),
         ([5.0] * 4, set()),
         ([-1.0, 1.0, 1.0, 1.0], set()),
@@ -349,12 +428,13 @@ def test_the_ends_of_the_scale(tmp_path: Path, rewards: list[float], kinds: set[
 def test_a_scale_beyond_zero_and_one_ends_where_its_rewards_do(tmp_path: Path) -> None:
     rewards = [[-1.0] * 4, [3.0] * 4]
     found = doubts(tmp_path, *(row(t, i, r) for t, group in enumerate(rewards) for i, r in enumerate(group)))
-    assert found["always_zero"].detail.endswith("got -1") and found["always_one"].detail.endswith("got 3")
+    assert found["always_lowest"].detail.endswith("got -1, the lowest reward")
+    assert found["always_highest"].detail.endswith("got 3, the highest reward")
 
 
 def test_suspicions_have_a_panel_of_their_own(tmp_path: Path) -> None:
-    shown = view(summary(tmp_path, *(row(0, i, 0.0) for i in range(4))), 80)
-    assert "Look twice" in shown and "1 × always zero" in shown and "at rollouts.jsonl:1" in shown
+    shown = view(summary(tmp_path, *(row(0, i, 0.0) for i in range(4))), 200)
+    assert "Look twice" in shown and "1 × always lowest" in shown and f"at {tmp_path}/rollouts.jsonl:1" in shown
     assert "Look twice" not in view(summary(tmp_path, row(0, 0, 0.0)))
 
 

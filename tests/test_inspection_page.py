@@ -159,14 +159,14 @@ def test_what_else_a_summary_holds(mixed: Path) -> None:
     found = inspect_rollouts([mixed])
     found = msgspec.structs.replace(
         found,
-        suspicions=[Suspicion("always_zero", 3, "all of <it>", ["a.jsonl:1", "a.jsonl:2"], "mend the verifier")],
+        suspicions=[Suspicion("always_lowest", 3, "all of <it>", ["a.jsonl:1", "a.jsonl:2"], "mend the verifier")],
         rewards=msgspec.structs.replace(found.rewards, components={"format<": Component(5, -1.5, 0.25, 2500.0)}),
         tasks=msgspec.structs.replace(found.tasks, asked=1200, missing=34, pass_rates=[Bin(0.0, 0.1, 3)]),
         histograms={"turns": [Bin(1, 1, 11)], "tool_calls": [Bin(0, 2, 12)], "output_tokens": [Bin(0, 12345.6, 13)]},
         world_failures={"timeout": 6},
     )
     shown = Page(inspection_page(found, [], title="t"))
-    assert "3 × always zero all of <it> mend the verifier a.jsonl:1, a.jsonl:2, …" in shown.text("suspicions")
+    assert "3 × always lowest all of <it> mend the verifier a.jsonl:1, a.jsonl:2, …" in shown.text("suspicions")
     assert "format< 5 -1.5 0.25 2,500" in shown.text("rewards")
     tasks = shown.text("tasks")
     assert "rollouts asked for 1,200 of these missing 34" in tasks
@@ -223,6 +223,24 @@ def test_good_and_bad_are_told_apart(mixed: Path) -> None:
     assert found.count(("ok", "bad")) == 6
     assert found.count(("ok", "")) == 1  # masked
     assert found.count(("context", "good")) == 1
+
+
+def test_places_are_whole_and_nothing_unknown_is_zero(tmp_path: Path) -> None:
+    agents = {"plain": [0.0, 1.0], "wide": [-5.0, 2.0, 7.0]}
+    rows = [
+        row(name, f"{i}", r, index=len(name), repeat=i, agent_ref={"name": name})
+        for name, rewards in agents.items()
+        for i, r in enumerate(rewards)
+    ]
+    path = write_rows(tmp_path / "wide-rollouts.jsonl", rows[2:])
+    shown = page(path)
+    assert f"{path}:1 " in shown.text("rollouts")
+    good = shown.text("good-for")
+    assert good.count("not known: pass --reward-threshold") == 2 and "1 groups for GRPO" in good
+    shown = page(write_rows(path, rows))
+    assert sorted(rollout["data-outcome"] for rollout in shown.rollouts()) == ["", "", "", "bad", "good"]
+    assert "no rule for: wide (from -5 to 7)" in shown.text("good-for")
+    assert "1 rows for SFT" in shown.text("good-for") and "Groups that reach the threshold" in shown.text("tasks")
 
 
 HOSTILE = [

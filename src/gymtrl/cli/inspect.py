@@ -71,6 +71,14 @@ def inspect_(
             show_default=False,
         ),
     ] = None,
+    reward_threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--reward-threshold",
+            help="Lowest good reward; if not given, the highest of binary rewards and 0.8 of those within 0 and 1.",
+            show_default=False,
+        ),
+    ] = None,
     max_line_bytes: Annotated[
         int, typer.Option("--max-line-bytes", min=1, help="Longer lines are refused unread.")
     ] = 64_000_000,
@@ -78,7 +86,7 @@ def inspect_(
 ) -> None:
     """Show what is in rollout files: rewards, groups, tools, lengths, every problem, and what they are good for."""
     if row is None:
-        _inspect(rollouts or [], html, examples, table, cluster, max_line_bytes, as_json)
+        _inspect(rollouts or [], html, examples, table, cluster, reward_threshold, max_line_bytes, as_json)
     elif rollouts or html or table:
         raise UserError("--row shows one line by itself", remedy="leave out the rollouts, --html and --table")
     else:
@@ -91,6 +99,7 @@ def _inspect(
     examples: int,
     table: Path | None,
     cluster: str | None,
+    reward_threshold: float | None,
     max_line_bytes: int,
     as_json: bool,
 ) -> None:
@@ -101,15 +110,26 @@ def _inspect(
     from gymtrl.reports.reading import watch_reading
     from gymtrl.rollouts.inputs import expand_inputs
     from gymtrl.rollouts.inspection import inspect_rollouts
+    from gymtrl.rollouts.outputs import check_output
     from gymtrl.workspace.spool import spooled
 
+    for output in (html, table):
+        if output is not None:
+            check_output(output, rollouts)
+    if html and table and html.resolve() == table.resolve():
+        raise UserError(f"--html and --table both name {html}", remedy="name two files")
     with tempfile.TemporaryDirectory() as folder:
         # A table is of use only as long as the files that it names are there.
         inputs = expand_inputs(spooled(rollouts, table.parent if table else Path(folder)))
         made = table or Path(folder) / "table.parquet"
         with watch_reading(inputs) as on_bytes:
             summary = inspect_rollouts(
-                inputs, cluster=cluster, max_line_bytes=max_line_bytes, table=made, on_bytes=on_bytes
+                inputs,
+                cluster=cluster,
+                reward_threshold=reward_threshold,
+                max_line_bytes=max_line_bytes,
+                table=made,
+                on_bytes=on_bytes,
             )
         if html is not None:
             write_page(summary, made, html, examples=examples, cluster=cluster)

@@ -15,16 +15,19 @@ from rich.text import Text
 from gymtrl.rollouts.summary import Bin, Component, Finding, Rewards, Spread, Summary, Suspicion
 from gymtrl.text import plain
 
+from .rollout import VERDICT_STYLES, fact_table
+
 _BAR = 40
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _TOP = 8
-_STYLES = {"ok": "green", "context": "yellow", "reject": "red", "skip": "dim"}
+_UNKNOWN = "not known: pass --reward-threshold"
 
 
 def render(summary: Summary, console: Console) -> None:
     """Prints a summary, readable from about 80 columns on.
 
-    Paths are shown below the folder that all files have in common, and long ones without their middle.
+    The first example of everything that was found is a whole place, to be copied; the paths of others are shown below
+    the folder that all files have in common, and long ones without their middle.
 
     Args:
         summary (`Summary`): What `summarize` found.
@@ -34,7 +37,7 @@ def render(summary: Summary, console: Console) -> None:
     parent = _parent(list(summary.files))
     console.print(_panel("Lines", _lines(summary, parent, room)))
     problems = [
-        _remark(f"{found.verdict}:{plain(found.reason)}", _STYLES[found.verdict], found, parent, room)
+        _remark(f"{found.verdict}:{plain(found.reason)}", VERDICT_STYLES[found.verdict], found, parent, room)
         for found in summary.findings
         if found.verdict != "ok"
     ]
@@ -77,46 +80,37 @@ def _shown(path: str, parent: str, room: int) -> str:
     return f"{path[:head]}…{path[head + 1 - room :]}"
 
 
-def _facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name, value in pairs:
-        table.add_row(Text(name), Text(plain(value)) if isinstance(value, str) else value)
-    return table
-
-
 def _remark(name: str, style: str, what: Finding | Suspicion, parent: str, room: int) -> Text:
     lines: dict[str, list[str]] = {}
     for place in what.examples:
         file, _, line = place.rpartition(":")
         lines.setdefault(file, []).append(line)
     text = Text().append(f"{what.count:,} × {name}", style=style).append(f"  {plain(what.detail)}\n")
-    for file, numbers in lines.items():
-        text.append(f"  at {_shown(file, parent, room)}:{', '.join(numbers)}\n", style="dim")
+    for i, (file, numbers) in enumerate(lines.items()):
+        text.append(f"  at {_shown(file, parent, room) if i else plain(file)}:{', '.join(numbers)}\n", style="dim")
     return text.append(f"  → {what.remedy}")
 
 
 def _lines(summary: Summary, parent: str, room: int) -> Table:
     verdicts = Text()
     for verdict, count in summary.verdicts.items():
-        verdicts.append(f"{count:,} {verdict}   ", style=_STYLES[verdict])
+        verdicts.append(f"{count:,} {verdict}   ", style=VERDICT_STYLES[verdict])
     names = [f"{_shown(file, parent, room)} ({count:,})" for file, count in list(summary.files.items())[:_TOP]]
     if len(summary.files) > _TOP:
         names.append(f"and {len(summary.files) - _TOP:,} more")
     facts: list[tuple[str, str | Text]] = [("files", "\n".join(names))]
     if parent:
         facts.append(("in", _shown(parent, "", room)))
-    return _facts([*facts, ("lines", f"{summary.lines:,}"), ("verdicts", verdicts)])
+    return fact_table([*facts, ("lines", f"{summary.lines:,}"), ("verdicts", verdicts)])
 
 
 def _rewards(rewards: Rewards) -> list[Table | Text]:
     lacking = [(rewards.missing, "missing"), (rewards.non_finite, "not finite"), (rewards.masked, "masked")]
     words = ", ".join(f"{count:,} {what}" for count, what in lacking if count) or "none"
     if rewards.mean is None:
-        return [_facts([("valid", "0"), ("without", words)])]
+        return [fact_table([("valid", "0"), ("without", words)])]
     spread = f"mean {rewards.mean:.3f}, from {rewards.minimum:g} to {rewards.maximum:g}, {rewards.distinct:,} distinct"
-    facts = _facts([("valid", f"{rewards.n:,}"), ("without", words), ("spread", spread)])
+    facts = fact_table([("valid", f"{rewards.n:,}"), ("without", words), ("spread", spread)])
     bars = _bars((_range(bin), bin.count, f"{bin.count:,}") for bin in rewards.bins)
     shown: list[Table | Text] = [facts, Text(), bars]
     return [*shown, Text(), _components(rewards.components)] if rewards.components else shown
@@ -173,17 +167,18 @@ def _tasks(summary: Summary) -> list[Table | Text]:
         facts.append(("asked for", f"{tasks.asked:,} rollouts, {answered}"))
     if summary.world_failures:
         facts.append(("world failures", _counted(summary.world_failures)))
-    return [_facts(facts), *_pass_rates(summary)]
+    return [fact_table(facts), *_pass_rates(summary)]
 
 
 def _pass_rates(summary: Summary) -> list[Table | Text]:
     tasks, threshold = summary.tasks, summary.good_for.threshold
+    aim = "the threshold" if threshold is None else f"{threshold:g}"
     shares = {"never": tasks.never, "sometimes": tasks.sometimes, "always": tasks.always}
     total = sum(shares.values())
-    if threshold is None or not total:
+    if not total:
         return []
     often = _bars((f"{count:,} {name}", count, f"{count / total:.0%}") for name, count in shares.items())
-    parts: list[Table | Text] = [Text(f"\nHow often the rollouts of a group reach {threshold:g}", style="bold"), often]
+    parts: list[Table | Text] = [Text(f"\nHow often the rollouts of a group reach {aim}", style="bold"), often]
     if max(tasks.group_sizes) > 2:
         tenths = ((f"{b.low:.0%} … {b.high:.0%}", b.count, f"{b.count:,}") for b in tasks.pass_rates)
         parts += [Text("\nGroups by the share of their rollouts that do", style="bold"), _bars(tenths)]
@@ -201,8 +196,10 @@ def _shape(summary: Summary) -> list[Table | Text]:
         ("output tokens", summary.output_tokens, "output_tokens"),
     ):
         sizes.add_row(name, *_figures(spread), _spark(summary.histograms.get(field, [])))
-    facts = [
-        ("agents", _counted(summary.agents)),
+    facts = [("agents", _counted(summary.agents))]
+    if summary.environments:
+        facts.append(("environments", _counted(summary.environments)))
+    facts += [
         ("models", _counted(summary.models)),
         ("tools called", _counted(summary.tools) or "none"),
         ("truncated", f"{summary.truncated:,}"),
@@ -211,20 +208,25 @@ def _shape(summary: Summary) -> list[Table | Text]:
     ]
     if summary.flags:
         facts.append(("remarks", _counted(summary.flags)))
-    return [sizes, Text(), _facts(facts)]
+    return [sizes, Text(), fact_table(facts)]
 
 
 def _good_for(summary: Summary) -> Table:
     good = summary.good_for
-    if good.threshold is None:
-        threshold = f"{good.threshold_why}; pass --reward-threshold to filter"
-    else:
-        threshold = f"{good.threshold:g} ({good.threshold_why})"
-    return _facts(
+    sft = (
+        f"{good.sft_rows:,} rows (good, whole, distinct, at most {good.max_per_task:,} a task)"
+        if good.sft_rows is not None
+        else _UNKNOWN
+    )
+    dpo = f"{good.dpo_pairs:,} groups with a good and a bad rollout" if good.dpo_pairs is not None else _UNKNOWN
+    return fact_table(
         [
-            ("threshold", threshold),
-            ("SFT", f"{good.sft_rows:,} rows (good, whole, distinct, at most 4 a task)"),
-            ("DPO", f"{good.dpo_pairs:,} tasks with a good and a bad rollout"),
+            (
+                "threshold",
+                good.threshold_why if good.threshold is None else f"{good.threshold:g} ({good.threshold_why})",
+            ),
+            ("SFT", sft),
+            ("DPO", dpo),
             ("GRPO", f"{good.grpo_groups:,} groups whose rewards differ"),
         ]
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +20,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gymtrl.rollouts.examples import choose_examples
+from gymtrl.rollouts.outputs import check_output
 from gymtrl.rollouts.reader import read_at
 from gymtrl.rollouts.reasons import remedy_for
 from gymtrl.rollouts.record import Line, Message
-from gymtrl.rollouts.summary import Bin, Summary
+from gymtrl.rollouts.summary import Bin, GoodFor, Summary
 from gymtrl.text import plain
 
 from .rollout import facts, image_text, parts, pretty_json, raw_excerpt, reward_text, shortened
@@ -47,8 +47,10 @@ def write_page(
         cluster (`str`, *optional*): As in `inspect_rollouts`.
 
     Raises:
-        `UserError`: If one of the files is gone, or has changed since the table was made.
+        `UserError`: If one of the files is gone, or has changed since the table was made; if the page cannot be written
+            or would overwrite one of them.
     """
+    check_output(html, [table, *map(Path, summary.files)])
     lines = [
         read_at(origin, cluster=cluster) for origin in choose_examples(pl.scan_parquet(table, glob=False), examples)
     ]
@@ -75,12 +77,11 @@ def inspection_page(summary: Summary, lines: Sequence[Line], *, title: str) -> s
     """
     environment = _environment()
     script = environment.from_string('{% include "inspection.js" %}').render()
-    short = _short_names({line.origin.file for line in lines})
     return environment.get_template("inspection.html.j2").render(
         summary=summary,
         problems=[finding for finding in summary.findings if finding.verdict != "ok"],
         readable=summary.verdicts["ok"] + summary.verdicts["context"],
-        examples=[_example(line, short, summary.good_for.threshold) for line in lines],
+        examples=[_example(line, summary.good_for) for line in lines],
         title=title,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -116,16 +117,16 @@ def _harmless(value: object) -> str:
     return value if isinstance(value, Markup) else plain(str(value))
 
 
-def _example(line: Line, short: dict[str, str], threshold: float | None) -> dict[str, Any]:
+def _example(line: Line, good: GoodFor) -> dict[str, Any]:
     rollout = line.rollout
     shown = {
         "line": line,
-        "place": f"{short[line.origin.file]}:{line.origin.line}",
         "remedy": remedy_for(line.verdict, line.reason),
     }
     if rollout is None:
         return shown | {"raw": raw_excerpt(line.origin)}
     valid = rollout.reward is not None and math.isfinite(rollout.reward) and not rollout.masked
+    threshold = good.threshold_of(rollout.environment, rollout.agent)
     judged = valid and threshold is not None
     return shown | {
         "reward": reward_text(rollout.reward),
@@ -139,14 +140,6 @@ def _task(prompt: Sequence[Message]) -> str:
     texts = [message.content for message in prompt if message.content.strip()]
     asked = [message.content for message in prompt if message.role == "user" and message.content.strip()]
     return shortened((asked or texts or [""])[-1], 140)
-
-
-def _short_names(files: set[str]) -> dict[str, str]:
-    """The part of each path that tells the files apart."""
-    if not files:
-        return {}
-    shared = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    return {file: os.path.relpath(file, shared) for file in files}
 
 
 def _is_long(text: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ def render_rollout(line: Line, console: Console) -> None:
     """
     console.print(Rule(Text(plain(str(line.origin))), style="bold"))
     rollout = line.rollout
-    console.print(_table([*_verdict(line), *(facts(rollout) if rollout else [("row id", line.origin.row_id)])]))
+    console.print(fact_table([*_verdict(line), *(facts(rollout) if rollout else [("row id", line.origin.row_id)])]))
     if rollout is None:
         console.print(Rule("raw line", style=_GIVEN))
         console.print(Text(plain(raw_excerpt(line.origin))))
@@ -91,6 +91,16 @@ def facts(rollout: Rollout) -> list[tuple[str, str]]:
         "cluster key": rollout.cluster_key,
     }
     return [(name, value) for name, value in found.items() if value]
+
+
+def fact_table(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+    """Names and values below each other; nothing in them is taken for markup."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(Text(name), Text(plain(value)) if isinstance(value, str) else value)
+    return table
 
 
 def reward_text(reward: float | None) -> str:
@@ -152,15 +162,6 @@ def _verdict(line: Line) -> list[tuple[str, str | Text]]:
     if line.verdict != "ok":
         found += [("found", line.detail), ("remedy", remedy_for(line.verdict, line.reason))]
     return found
-
-
-def _table(pairs: list[tuple[str, str | Text]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name, value in pairs:
-        table.add_row(name, value if isinstance(value, Text) else Text(plain(value)))
-    return table
 
 
 def _given(message: Message, heading: str, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import polars as pl
 from gymtrl.errors import UserError
 
 from .inputs import expand_inputs
+from .outputs import check_output
 from .reader import MAX_LINE_BYTES, read_at
 from .reasons import remedy_for
 from .record import Line, Origin
@@ -27,6 +29,7 @@ def inspect_rollouts(
     inputs: Sequence[Path],
     *,
     cluster: str | None = None,
+    reward_threshold: float | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
     table: Path | None = None,
     on_bytes: Callable[[int], object] | None = None,
@@ -36,6 +39,7 @@ def inspect_rollouts(
     Args:
         inputs (`Sequence[Path]`): Files, or folders that hold them; or one rollout table that was made before.
         cluster (`str`, *optional*): Dotted path to what a split must not tear apart.
+        reward_threshold (`float`, *optional*): Lowest good reward; as the kind of the rewards tells if not given.
         max_line_bytes (`int`, *optional*, defaults to 64 MB): Longer lines are refused unread.
         table (`Path`, *optional*): Parquet file to write the rollout table to, one row per line.
         on_bytes (`Callable[[int], object]`, *optional*): Called with the number of bytes read since the last call.
@@ -44,11 +48,16 @@ def inspect_rollouts(
         `Summary`: Plain data. With the table, `reports.inspection_page.write_page` makes a page of it.
 
     Raises:
-        `UserError`: If an input is missing, or a folder without rollout files.
+        `UserError`: If an input is missing, or a folder without rollout files; if `table` cannot be written or would
+            overwrite an input; if the threshold is not finite.
     """
+    if reward_threshold is not None and not math.isfinite(reward_threshold):
+        raise UserError(f"the reward threshold {reward_threshold} is not finite", remedy="name a number")
+    if table is not None:
+        check_output(table, inputs)
     with tempfile.TemporaryDirectory(prefix=".inspect-", dir=table and table.absolute().parent) as folder:
         made = table_for(inputs, Path(folder), cluster=cluster, max_line_bytes=max_line_bytes, on_bytes=on_bytes)
-        summary = summarize(pl.scan_parquet(made, glob=False))
+        summary = summarize(pl.scan_parquet(made, glob=False), reward_threshold=reward_threshold)
         if table is not None:
             draft = Path(folder) / "table.parquet"
             if made != draft:

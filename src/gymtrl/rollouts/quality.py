@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from .record import Rollout
 
 FRACTIONAL_THRESHOLD = 0.8
+CAP_PER_TASK = 4
+"""Most distinct completions of one task that are learned from, where the user names no other number."""
+
 _THINK_TAGS = re.compile(r"</?think>")
 
 
@@ -74,6 +77,8 @@ def default_threshold(rewards: Iterable[float]) -> tuple[float | None, str]:
         return FRACTIONAL_THRESHOLD, f"rewards lie within 0 and 1: {FRACTIONAL_THRESHOLD} and more is good"
     if len(values) == 2:
         return high, f"rewards are binary ({low:g} and {high:g}): only the highest is good"
+    if low == high:
+        return None, f"every reward is {low:g}: whether that is good is not for gymtrl to say"
     return None, f"rewards reach from {low:g} to {high:g}: which of them are good is not for gymtrl to say"
 
 

@@ -9,21 +9,19 @@ from pathlib import Path
 import msgspec
 import polars as pl
 
-from .groups import tied_tasks
-from .quality import default_threshold
+from .good_for import GoodFor as GoodFor
+from .good_for import Thresholds, find_good, find_thresholds
+from .quality import CAP_PER_TASK
 from .reasons import remedy_for
 from .sidecars import count_failures, load_sidecar
 from .suspicions import EXAMPLES, MEASURED, places, suspicions
 from .suspicions import Suspicion as Suspicion
 from .table import COMPONENT, SCHEMA
 
-MAX_PER_TASK = 4  # the default of FilterSettings.cap_per_task, which this package does not import
 _BINS = 10
 _MANY = 12
 _SERIES = ("turns", "tool_calls", "prompt_chars", "completion_chars", "input_tokens", "output_tokens")
 _HISTOGRAMS = ("turns", "tool_calls", "completion_chars", "output_tokens")
-_OK = pl.col("verdict") == "ok"
-_FIT = MEASURED & ~pl.col("truncated") & pl.col("fault").is_null()
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -106,7 +104,8 @@ class Tasks(msgspec.Struct, frozen=True):
         groups (`int`): Groups of rollouts of one task.
         group_sizes (`dict[int, int]`): How many groups have that many rollouts.
         prompt_differs (`int`): Task indexes whose rollouts were asked different things, so that they are no groups.
-        never, sometimes, always (`int`): Groups by how often their valid rollouts reach the threshold.
+        never, sometimes, always (`int`): Groups by how often their valid rollouts reach the threshold;
+            all 0 where there is none.
         asked (`int`): Rollouts that the materialized inputs beside the files asked for; 0 where there are none.
         missing (`int`): Of these, the ones without a line. Rejected lines and rollouts without an index do not tell
             which one they answer: each is taken to answer one.
@@ -128,30 +127,12 @@ class Tasks(msgspec.Struct, frozen=True):
     pass_rates: list[Bin]
 
 
-class GoodFor(msgspec.Struct, frozen=True):
-    """What could be trained on with the default settings, counting `ok` rollouts only.
-
-    Attributes:
-        threshold (`float`, *optional*): Lowest good reward; `None` where the user has to name it.
-        threshold_why (`str`): The rule that gave it.
-        sft_rows (`int`): Good, whole, distinct completions, at most `max_per_task` a task.
-        dpo_pairs (`int`): Groups with a good rollout and a bad one.
-        grpo_groups (`int`): Groups whose rewards differ.
-    """
-
-    threshold: float | None
-    threshold_why: str
-    sft_rows: int
-    dpo_pairs: int
-    grpo_groups: int
-
-
 class Summary(msgspec.Struct, frozen=True):
     """All of it. `lines` is the sum of the counts of `findings`; the rest describes rollouts (`ok` and `context`).
 
-    `tools`, `models`, `agents` and `flags` count rollouts, the most frequent first; a tool counts once for each rollout
-    that calls it. `histograms` has `turns`, `tool_calls`, `completion_chars` and `output_tokens`, in bins like those of
-    the rewards.
+    `tools`, `models`, `agents`, `environments` and `flags` count rollouts, the most frequent first; a tool counts once
+    for each rollout that calls it, and `environments` is empty where no row names one. `histograms` has `turns`,
+    `tool_calls`, `completion_chars` and `output_tokens`, in bins like those of the rewards.
     """
 
     files: dict[str, int]
@@ -170,6 +151,7 @@ class Summary(msgspec.Struct, frozen=True):
     tools: dict[str, int]
     models: dict[str, int]
     agents: dict[str, int]
+    environments: dict[str, int]
     flags: dict[str, int]
     truncated: int
     masked: int
@@ -179,7 +161,9 @@ class Summary(msgspec.Struct, frozen=True):
     histograms: dict[str, list[Bin]]
 
 
-def summarize(table: pl.LazyFrame, *, max_per_task: int = MAX_PER_TASK) -> Summary:
+def summarize(
+    table: pl.LazyFrame, *, max_per_task: int = CAP_PER_TASK, reward_threshold: float | None = None
+) -> Summary:
     """Summarizes a rollout table. Each figure reads the columns that it needs, so that large tables fit as well.
 
     What was asked for and what failed is read from the files beside those that the table names.
@@ -187,6 +171,7 @@ def summarize(table: pl.LazyFrame, *, max_per_task: int = MAX_PER_TASK) -> Summa
     Args:
         table (`pl.LazyFrame`): As `rollout_table` makes it, or a scan of such a table on disk.
         max_per_task (`int`, *optional*, defaults to 4): How many rollouts of a task `GoodFor.sft_rows` counts.
+        reward_threshold (`float`, *optional*): Lowest good reward; as the kind of the rewards tells if not given.
 
     Returns:
         `Summary`: Plain data; `msgspec.json.encode` writes it.
@@ -201,7 +186,8 @@ def summarize(table: pl.LazyFrame, *, max_per_task: int = MAX_PER_TASK) -> Summa
     failures: Counter[str] = Counter()
     for file in files:
         failures.update(count_failures(Path(file)))
-    good_for = _good_for(rollouts, max_per_task)
+    thresholds = find_thresholds(rollouts, reward_threshold)
+    good_for = find_good(rollouts, thresholds, max_per_task)
     spreads, histograms = {}, {}
     for name in _SERIES:
         values = _ranked(rollouts, name)
@@ -217,7 +203,7 @@ def summarize(table: pl.LazyFrame, *, max_per_task: int = MAX_PER_TASK) -> Summa
         verdicts=dict(verdicts),
         findings=findings,
         rewards=_rewards(rollouts),
-        tasks=_tasks(table, rollouts, list(files), good_for.threshold),
+        tasks=_tasks(table, rollouts, list(files), thresholds),
         good_for=good_for,
         turns=spreads["turns"],
         tool_calls=spreads["tool_calls"],
@@ -227,7 +213,8 @@ def summarize(table: pl.LazyFrame, *, max_per_task: int = MAX_PER_TASK) -> Summa
         output_tokens=spreads["output_tokens"],
         tools=_counted(rollouts.select(pl.col("tools").explode()).drop_nulls(), "tools"),
         models=_counted(rollouts.select(pl.col("model").fill_null("")), "model"),
-        agents=_counted(rollouts.select(agent=pl.coalesce("environment", "agent", pl.lit(""))), "agent"),
+        agents=_counted(rollouts.select(pl.col("agent").fill_null("")), "agent"),
+        environments=_counted(rollouts.select(pl.col("environment").replace("", None)).drop_nulls(), "environment"),
         flags=_counted(rollouts.select(pl.col("flags").explode()).drop_nulls(), "flags"),
         **marks.row(0, named=True),
         world_failures=dict(failures),
@@ -310,20 +297,22 @@ def _spread(ranked: pl.Series) -> Spread:
     return Spread(len(ranked), ranked[0], ranked[last // 2], ranked[math.ceil(0.95 * last)], ranked[last])
 
 
-def _tasks(table: pl.LazyFrame, rollouts: pl.LazyFrame, files: list[str], threshold: float | None) -> Tasks:
+def _tasks(table: pl.LazyFrame, rollouts: pl.LazyFrame, files: list[str], thresholds: Thresholds) -> Tasks:
     keys = {
         name: rollouts.select(pl.col(name).hash().n_unique()).collect().item() for name in ("task_key", "cluster_key")
     }
     apart = rollouts.filter(pl.col("group").is_null())
     indexes = apart.select("file", pl.coalesce("environment", "agent"), "task_index").unique().select(pl.len())
+    good = thresholds.is_good()
+    judged = MEASURED & good.is_not_null()
     groups = (
         rollouts.filter(pl.col("group").is_not_null())
         .group_by("group")
-        .agg(size=pl.len(), valid=MEASURED.sum(), good=(MEASURED & _good(threshold)).sum())
+        .agg(size=pl.len(), valid=judged.sum(), good=(judged & good).sum())
         .select("size", "valid", "good")
         .collect()
     )
-    measured = groups.filter(pl.col("valid") > 0) if threshold is not None else groups.clear()
+    measured = groups.filter(pl.col("valid") > 0)
     never = len(measured.filter(pl.col("good") == 0))
     always = len(measured.filter(pl.col("good") == pl.col("valid")))
     asked, missing = _asked(table, rollouts, files)
@@ -339,7 +328,7 @@ def _tasks(table: pl.LazyFrame, rollouts: pl.LazyFrame, files: list[str], thresh
         always=always,
         asked=asked,
         missing=missing,
-        pass_rates=[] if threshold is None else _pass_rates(measured),
+        pass_rates=_pass_rates(measured) if thresholds.whole is not None or thresholds.each else [],
     )
 
 
@@ -366,33 +355,3 @@ def _asked(table: pl.LazyFrame, rollouts: pl.LazyFrame, files: list[str]) -> tup
         asked += len(rows)
         missing += max(0, unanswered.collect().item() - others.collect().item())
     return asked, missing
-
-
-def _good_for(rollouts: pl.LazyFrame, max_per_task: int) -> GoodFor:
-    reward = pl.col("reward")
-    usable = rollouts.filter(_OK & MEASURED)
-    values = usable.select(reward.unique().sort()).collect().to_series()
-    # Three values say what all of them do, and there may be as many as rollouts.
-    threshold, why = default_threshold([*values.head(2), *values.tail(1)])
-    groups = usable.filter(pl.col("group").is_not_null()).group_by("group")
-    good = _good(threshold)
-    pair = (_FIT & good).any() & (~good).any()
-    found = groups.agg(pair=pair, varied=reward.n_unique() > 1).select(pl.col("pair", "varied").sum()).collect()
-    rows = 0 if threshold is None else _sft_rows(rollouts, usable.filter(_FIT & good), max_per_task)
-    return GoodFor(threshold, why, rows, *found.row(0))
-
-
-def _good(threshold: float | None) -> pl.Expr:
-    """Whether the reward reaches the threshold; null where there is none."""
-    return pl.col("reward") >= pl.lit(threshold, pl.Float64)
-
-
-def _sft_rows(rollouts: pl.LazyFrame, good: pl.LazyFrame, max_per_task: int) -> int:
-    # Digests of keys do here: their text is what would take the memory.
-    pairs = rollouts.select(task=pl.col("task_key").hash(), row=pl.col("input_key").hash()).drop_nulls().unique()
-    shared = pairs.filter(pl.len().over("row") > 1).collect()["row"].unique()
-    tied = rollouts.filter(pl.col("input_key").hash().is_in(shared.implode())).select("task_key", "input_key").unique()
-    same = tied_tasks(tied.collect().iter_rows()) if len(shared) else {}
-    task, completion = pl.col("task_key").replace(same).hash(), pl.col("completion_key").hash()
-    distinct = good.select(task, completion).unique().group_by("task_key").len()
-    return int(distinct.select(pl.col("len").clip(0, max_per_task).sum()).collect().item())

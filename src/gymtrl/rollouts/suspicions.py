@@ -32,7 +32,7 @@ class Suspicion(msgspec.Struct, frozen=True):
     """Something that a sound verifier rarely causes.
 
     Attributes:
-        kind (`str`): `same_completion_different_rewards`, `reward_follows_length`, `always_zero` or `always_one`.
+        kind (`str`): `same_completion_different_rewards`, `reward_follows_length`, `always_lowest` or `always_highest`.
         count (`int`): Completions, rollouts or tasks concerned.
         detail (`str`): What was seen, with numbers.
         examples (`list[str]`): Up to five as `file:line`.
@@ -144,7 +144,7 @@ def reward_follows_length(rollouts: pl.LazyFrame) -> Suspicion | None:
 
 
 def one_sided(rollouts: pl.LazyFrame) -> list[Suspicion | None]:
-    """Tasks whose every rollout got the lowest reward (`always_zero`), and the highest (`always_one`).
+    """Tasks whose every rollout got the lowest reward (`always_lowest`), and the highest (`always_highest`).
 
     Lowest and highest are 0 and 1 for rewards within them, else the lowest and the highest seen. The examples are the
     first line of each of the first five tasks.
@@ -167,20 +167,21 @@ def one_sided(rollouts: pl.LazyFrame) -> list[Suspicion | None]:
     if lowest == highest:  # 5 and nothing else: the best, the worst, or the only one there is
         return []
     whole = groups.filter(pl.col("n") >= WHOLE_GROUP)
+    failed, solved = whole.filter(pl.col("high") == lowest), whole.filter(pl.col("low") == highest)
     return [
-        _one_sided("always_zero", whole.filter(pl.col("high") == lowest), len(whole), lowest),
-        _one_sided("always_one", whole.filter(pl.col("low") == highest), len(whole), highest),
+        _one_sided("always_lowest", failed, len(whole), f"{lowest:g}, the lowest reward"),
+        _one_sided("always_highest", solved, len(whole), f"{highest:g}, the highest reward"),
     ]
 
 
-def _one_sided(kind: str, tasks: pl.DataFrame, of: int, reward: float) -> Suspicion | None:
+def _one_sided(kind: str, tasks: pl.DataFrame, of: int, reward: str) -> Suspicion | None:
     if tasks.is_empty() or len(tasks) < min(MANY_GROUPS, SHARE_OF_GROUPS * of):
         return None
     return Suspicion(
         kind=kind,
         count=len(tasks),
         detail=f"{len(tasks):,} of {of:,} tasks with at least {WHOLE_GROUP} valid rewards: every one of their rollouts "
-        f"got {reward:g}",
+        f"got {reward}",
         examples=places(tasks["file"].head(EXAMPLES), tasks["line"].head(EXAMPLES)),
         remedy="Check the verifier on one of them by hand; tasks whose rewards do not vary teach GRPO and DPO nothing.",
     )
