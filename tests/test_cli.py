@@ -149,7 +149,7 @@ def test_bad_rollouts(tmp_path: Path, content: str | None, status: int, message:
         (["gym", "setup", "--python", "/bin/false"], 2, "not a Python interpreter"),
         (["compare", "a", "b", "--fail-on", "better"], 2, "regressed"),
         (["filter", "x", "--recipe", "."], 2, "directory"),
-        (["inspect", "here.jsonl", "--table", "/nonexistent/t.parquet"], 3, "/nonexistent"),
+        (["inspect", "here.jsonl", "--table", "/nonexistent/t.parquet"], 2, "/nonexistent"),
     ],
 )
 def test_mistakes_get_a_message_and_a_remedy(tmp_path: Path, arguments: list[str], status: int, message: str) -> None:

@@ -79,6 +79,15 @@ def inspect_(
             show_default=False,
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes that read; if not given one for small files, else one a core, at most four.",
+            show_default=False,
+        ),
+    ] = None,
     max_line_bytes: Annotated[
         int, typer.Option("--max-line-bytes", min=1, help="Longer lines are refused unread.")
     ] = 64_000_000,
@@ -86,7 +95,7 @@ def inspect_(
 ) -> None:
     """Show what is in rollout files: rewards, groups, tools, lengths, every problem, and what they are good for."""
     if row is None:
-        _inspect(rollouts or [], html, examples, table, cluster, reward_threshold, max_line_bytes, as_json)
+        _inspect(rollouts or [], html, examples, table, cluster, reward_threshold, workers, max_line_bytes, as_json)
     elif rollouts or html or table:
         raise UserError("--row shows one line by itself", remedy="leave out the rollouts, --html and --table")
     else:
@@ -100,6 +109,7 @@ def _inspect(
     table: Path | None,
     cluster: str | None,
     reward_threshold: float | None,
+    workers: int | None,
     max_line_bytes: int,
     as_json: bool,
 ) -> None:
@@ -128,6 +138,7 @@ def _inspect(
                 cluster=cluster,
                 reward_threshold=reward_threshold,
                 max_line_bytes=max_line_bytes,
+                workers=workers,
                 table=made,
                 on_bytes=on_bytes,
             )

@@ -31,6 +31,7 @@ def inspect_rollouts(
     cluster: str | None = None,
     reward_threshold: float | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
+    workers: int | None = None,
     table: Path | None = None,
     on_bytes: Callable[[int], object] | None = None,
 ) -> Summary:
@@ -41,6 +42,7 @@ def inspect_rollouts(
         cluster (`str`, *optional*): Dotted path to what a split must not tear apart.
         reward_threshold (`float`, *optional*): Lowest good reward; as the kind of the rewards tells if not given.
         max_line_bytes (`int`, *optional*, defaults to 64 MB): Longer lines are refused unread.
+        workers (`int`, *optional*): Processes that read, as in `scan.write_table`.
         table (`Path`, *optional*): Parquet file to write the rollout table to, one row per line.
         on_bytes (`Callable[[int], object]`, *optional*): Called with the number of bytes read since the last call.
 
@@ -56,7 +58,9 @@ def inspect_rollouts(
     if table is not None:
         check_output(table, inputs)
     with tempfile.TemporaryDirectory(prefix=".inspect-", dir=table and table.absolute().parent) as folder:
-        made = table_for(inputs, Path(folder), cluster=cluster, max_line_bytes=max_line_bytes, on_bytes=on_bytes)
+        made = table_for(
+            inputs, Path(folder), cluster=cluster, max_line_bytes=max_line_bytes, workers=workers, on_bytes=on_bytes
+        )
         summary = summarize(pl.scan_parquet(made, glob=False), reward_threshold=reward_threshold)
         if table is not None:
             draft = Path(folder) / "table.parquet"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from gymtrl.errors import UserError
 
-from .inputs import rollout_files
 from .scan import read_facts
 from .sidecars import SIDECAR_SUFFIXES
 
@@ -43,8 +42,7 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
 def _sources(inputs: Sequence[Path]) -> Iterator[Path]:
     for given in inputs:
         if given.is_dir():
-            for ending in _ENDINGS:
-                yield from rollout_files(given, f".jsonl{ending}")
+            yield from given.glob("*rollouts*.jsonl*")
             continue
         yield given
         if given.suffix == ".parquet" and given.is_file() and (facts := read_facts(given)) is not None:

@@ -114,6 +114,7 @@ def table_for(
     *,
     cluster: str | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
+    workers: int | None = None,
     on_bytes: Callable[[int], object] | None = None,
 ) -> Path:
     """The table of the inputs: one that exists already, where a single `.parquet` is named, else a new one in `folder`.
@@ -121,7 +122,7 @@ def table_for(
     Args:
         inputs (`Sequence[Path]`): One table made before, or rollout files and folders.
         folder (`Path`): Where a new table is written.
-        cluster, max_line_bytes, on_bytes: As in `write_table`.
+        cluster, max_line_bytes, workers, on_bytes: As in `write_table`.
 
     Returns:
         `Path`: A Parquet file with the columns of `table.SCHEMA`.
@@ -139,7 +140,7 @@ def table_for(
         _check(tables[0], read_facts(tables[0]), cluster)
         return tables[0]
     path = folder / "table.parquet"
-    write_table(inputs, path, cluster=cluster, max_line_bytes=max_line_bytes, on_bytes=on_bytes)
+    write_table(inputs, path, cluster=cluster, max_line_bytes=max_line_bytes, workers=workers, on_bytes=on_bytes)
     return path
 
 
