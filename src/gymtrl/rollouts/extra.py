@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .codec import MAX_DEPTH, canonical_json, is_deep
+from .codec import MAX_DEPTH, exact_json, is_deep
 from .record import Rollout
 
 _CHAT = ("responses_create_params", "response")
@@ -29,7 +29,7 @@ def extra_of(row: dict[str, Any], rollout: Rollout) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: JSON data from which `rebuild_row` makes the row again.
     """
-    places = {value if isinstance(value, str) else canonical_json(value): i for i, value in enumerate(_held(rollout))}
+    places = {value if isinstance(value, str) else exact_json(value): i for i, value in enumerate(_held(rollout))}
     extra = _subtract(row, _fields(row, rollout))
     if not _is_gym(row):
         return extra
@@ -119,7 +119,7 @@ def _pack(value: Any, places: Mapping[str | bytes, int], depth: int) -> Any:
     packed = {}
     for key, item in value.items():
         known = key in _LONG_VALUES and isinstance(item, dict | list) and not is_deep(item)
-        place = places.get(canonical_json(item)) if known else None
+        place = places.get(exact_json(item)) if known else None
         packed[key] = _pack(item, places, depth + 1) if place is None else {_REFERENCE: place}
     return {_REFERENCE: packed} if _REFERENCE in packed else packed
 

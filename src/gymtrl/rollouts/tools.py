@@ -73,11 +73,8 @@ def read_tools(declared: Any) -> Tools:
     for tool in declared:
         inner = tool.get("function") if isinstance(tool, dict) else None
         function = inner if isinstance(inner, dict) else tool
-        names.update(
-            named["name"]
-            for named in (tool, function)
-            if isinstance(named, dict) and isinstance(named.get("name"), str)
-        )
+        given = (named.get("name") for named in (tool, function) if isinstance(named, dict))
+        names.update(name for name in given if isinstance(name, str))
         if (
             not isinstance(function, dict)
             or tool.get("type", "function") != "function"
