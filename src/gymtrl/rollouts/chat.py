@@ -26,7 +26,7 @@ def as_rollout(row: dict[str, Any]) -> dict[str, Any]:
     output: list[dict[str, Any]] = []
     turns = row["messages"]
     given = set(_given_ids(turns))
-    made = (call_id for number in count() if (call_id := f"call_{number}") not in given)
+    made = (name for name in map("call_{}".format, count()) if name not in given)
     used: set[str] = set()
     unanswered: dict[str, str] = {}  # id in the row → id in the record
     for turn in turns:
