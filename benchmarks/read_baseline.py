@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,6 +46,7 @@ MAX_DEPTH = 100
 HIDDEN_CONTEXT_TOKENS = 500
 SIDECAR_ROWS = ("materialized_input", "reward_profile")
 PROMPT_ROLES = ("system", "developer", "user")
+SHOWN = {"message": "content", "function_call_output": "output"}
 TEXT_PARTS = ("input_text", "output_text", "text")
 SAMPLING = """
     background frequency_penalty include max_output_tokens max_tool_calls min_p model n parallel_tool_calls
@@ -153,7 +154,7 @@ def kind_of_row(row: Row) -> str:
         return "episode_result"
     if any(key.startswith("mean/") for key in row):
         return "reward_profile"
-    if asked:
+    if asked and "response" not in row:
         return "materialized_input" if "_ng_rollout_index" in row else "task_only"
     return "custom_record"
 
@@ -164,10 +165,19 @@ def is_plain_chat(row: Row) -> bool:
 
 
 def from_plain_chat(row: Row) -> Row:
-    """A row of chat messages with request and response; calls without an id are numbered, and answered in order."""
+    """A row of chat messages with request and response; calls without an id are numbered, and answered in order.
+
+    So are calls whose id belongs to an earlier call that was answered.
+    """
     output: list[Row] = []
-    open_calls: list[Any] = []
-    numbered = 0
+    given = set()
+    for message in row["messages"]:
+        for owner, key in ((message, "tool_call_id"), *((call, "id") for call in message_calls(message))):
+            if isinstance(owner, dict) and is_text(owner.get(key)):
+                given.add(owner[key])
+    numbers = (f"call_{number}" for number in count() if f"call_{number}" not in given)
+    seen: set[str] = set()
+    open_calls: Row = {}
     for message in row["messages"]:
         content = message.get("content")
         if isinstance(content, list):
@@ -176,34 +186,54 @@ def from_plain_chat(row: Row) -> Row:
                 for part in content
             ]
         if message["role"] == "tool":
-            answered = message.get("tool_call_id") or (open_calls[0] if open_calls else None)
-            if answered in open_calls:
-                open_calls.remove(answered)
+            answered = message.get("tool_call_id") or next(iter(open_calls), None)
+            if is_text(answered) and answered in open_calls:
+                answered = open_calls.pop(answered)
             output.append({"type": "function_call_output", "call_id": answered, "output": content})
             continue
         thoughts = message.get("reasoning_content") or message.get("reasoning")
-        calls = message.get("tool_calls") or []
+        calls = message_calls(message)
+        if message.get("audio") or message.get("refusal"):
+            content = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
+            content = content + ([{"type": "input_audio"}] if message.get("audio") else [])
+            content = content + ([{"type": "refusal"}] if message.get("refusal") else [])
         if thoughts:
             output.append({"type": "reasoning", "summary": [{"text": thoughts}]})
         if content or not (calls or thoughts):
             output.append({"type": "message", "role": message["role"], "content": content})
-        for call in calls if isinstance(calls, list) else []:
+        for call in calls:
             if not isinstance(call, dict):
                 output.append({"type": "tool_call"})
                 continue
             call_id = call.get("id")
-            if not call_id:
-                call_id = f"call_{numbered}"
-                numbered += 1
+            name = call_id
+            if not call_id or (is_text(call_id) and call_id in seen and call_id not in open_calls):
+                name = next(numbers)
+                call_id = call_id or name
             function = call["function"] if isinstance(call.get("function"), dict) else call
             arguments = function.get("arguments")
             if isinstance(arguments, dict):
                 arguments = json.dumps(arguments, ensure_ascii=False)
-            item = {"type": "function_call", "call_id": call_id, "name": function.get("name"), "arguments": arguments}
+            item = {"type": "function_call", "call_id": name, "name": function.get("name"), "arguments": arguments}
             output.append(item)
-            open_calls.append(call_id)
-    response = {"output": output, "model": row.get("model"), "usage": row.get("usage")}
+            if is_text(call_id):
+                seen.add(call_id)
+                open_calls[call_id] = name
+    usage = row.get("usage")
+    if isinstance(usage, dict):
+        for old, new in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
+            if old in usage and new not in usage:
+                usage = usage | {new: usage[old]}
+    response = {"output": output, "model": row.get("model"), "usage": usage}
     return row | {"responses_create_params": {"tools": row.get("tools")}, "response": response}
+
+
+def message_calls(message: Row) -> list[Any]:
+    """The calls of a chat message; anything else in their place is there to be refused."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        calls = [] if calls is None else [None]
+    return calls + ([None] if message.get("function_call") else [])
 
 
 def read_chat(row: Row) -> Row:
@@ -280,7 +310,8 @@ def refuse_audio(request: Row, items: list[Any]) -> None:
     if isinstance(metadata, dict) and any(metadata.get(key) for key in ("audio_data", "audio_url", "audio_path")):
         raise Reject("unsupported_modality_audio")
     for item in items:
-        content = item.get("content") if isinstance(item, dict) else None
+        kind = item_kind(item)
+        content = item.get(SHOWN[kind]) if kind in SHOWN else None
         for part in content if isinstance(content, list) else ():
             if isinstance(part, dict) and part.get("type") == "input_audio":
                 raise Reject("unsupported_modality_audio")
@@ -330,7 +361,7 @@ def check_items(items: list[Any]) -> None:
                 continue
             if part_kind == "refusal":
                 refusal = True
-            elif not (part_kind == "input_image" and item.get("role") != "assistant" and image_url(part)):
+            elif not (part_kind == "input_image" and not is_policy(kind, item) and image_url(part)):
                 raise Reject("unsupported_content_part")
     if refusal:
         raise Reject("refusal_part")
@@ -558,9 +589,12 @@ def read_tools(declared: Any) -> Row:
     """What a list declares: its functions, every name, and whether there is something else in it."""
     declared = declared if isinstance(declared, list) else []
     functions, odd = [], False
-    names = {str(tool.get("name")) for tool in declared if isinstance(tool, dict)}
+    names = set()
     for tool in declared:
         function = tool["function"] if isinstance(tool, dict) and isinstance(tool.get("function"), dict) else tool
+        for named in (tool, function):
+            if isinstance(named, dict) and is_text(named.get("name")):
+                names.add(named["name"])
         if (
             not isinstance(function, dict)
             or not is_text(function.get("name"))
@@ -571,8 +605,7 @@ def read_tools(declared: Any) -> Row:
         fields = ("name", "description", "parameters")
         kept = {field: function[field] for field in fields if function.get(field) is not None}
         functions.append({"type": "function", "function": kept})
-        names.add(function["name"])
-    if is_deep(functions):
+    if is_deep(functions) or is_deep(declared):
         raise Reject("malformed_json")
     try:
         json.dumps(functions, ensure_ascii=False, allow_nan=False).encode()
@@ -646,7 +679,7 @@ def context_reason(request: Row, chat: Row, turns: int, counted: int | None) -> 
     if counted <= HIDDEN_CONTEXT_TOKENS + sum(len(message["content"]) for message in chat["prompt"]):
         return ""  # written as JSON, the text is no shorter
     shown = [request.get("input"), chat["declared"], *chat["head"]]
-    shown += [request["instructions"]] if request.get("instructions") else []
+    shown += [request["instructions"]] if request.get("instructions") and is_text(request["instructions"]) else []
     visible = sum(len(json.dumps(value, ensure_ascii=False)) for value in shown)
     return "hidden_context" if counted > visible + HIDDEN_CONTEXT_TOKENS else ""
 

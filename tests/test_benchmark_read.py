@@ -25,7 +25,7 @@ from gymtrl.rollouts.table import rollout_table
 from gymtrl.selection.filter import filter_rollouts
 from gymtrl.selection.settings import FilterSettings
 from rows import row
-from test_fuzz import broken_rollouts, mutated, places, repeatable, rollouts
+from test_fuzz import LOOKS, broken_rollouts, look_row, mutated, places, repeatable, rollouts
 from test_hostile_lines import LINES, hostile, nested
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -54,7 +54,7 @@ KEYS_TO_ADD = """
     messages mean/a _ng_failure_class _ng_result_type _ng_rollout_index _ng_task_index _ng_environment_server type role
     content text metadata audio_url instructions input reward_components mask_sample image_url arguments call_id name
     summary output tools function generation_token_ids prompt_token_ids generation_log_probs usage input_tokens status
-    tool_calls tool_call_id reasoning_content id incomplete_details agent_ref model
+    tool_calls tool_call_id function_call audio refusal reasoning_content id incomplete_details agent_ref model
 """.split()  # noqa: SIM905
 
 
@@ -86,6 +86,34 @@ def assert_agree_on(folder: Path, lines: Iterable[bytes]) -> None:
 
 def test_the_baseline_agrees_on_hostile_lines(tmp_path: Path) -> None:
     assert_agree_on(tmp_path, [data for data, _ in LINES.values()])
+
+
+def test_the_baseline_agrees_on_odd_chats(tmp_path: Path) -> None:
+    ask, say, told = CHAT[0], CHAT[-1], {"role": "tool", "content": "1", "tool_call_id": "a"}
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    called = {"role": "assistant", "tool_calls": [call]}
+    made = {"role": "assistant", "tool_calls": [call | {"id": None}]}
+    zero = {"role": "assistant", "tool_calls": [call | {"id": "call_0"}]}
+    chats = [
+        *([ask, called, told, called, told, say], [ask, called, called, told], [ask, called, told, told, say]),
+        *([ask, made, {"role": "tool"}, zero, told | {"tool_call_id": "call_0"}], [ask, called, {"role": "tool"}, say]),
+        *([ask, say | more] for more in ({"tool_calls": {}}, {"function_call": {}}, {"function_call": call})),
+        *(
+            [ask, say | more]
+            for more in ({"audio": {"id": "a"}}, {"refusal": "No."}, {"content": [], "refusal": "No."})
+        ),
+    ]
+    usages: list[Any] = [
+        None,
+        {"prompt_tokens": 9000, "completion_tokens": 1},
+        {"prompt_tokens": 9000, "input_tokens": 1},
+    ]
+    rows = [{"messages": chat, "tools": [{"name": "f"}], "usage": usage} for chat in chats for usage in usages]
+    assert_agree_on(tmp_path, [json.dumps(row).encode() for row in rows])
+
+
+def test_the_baseline_agrees_on_what_both_looks_must_agree_on(tmp_path: Path) -> None:
+    assert_agree_on(tmp_path, [look_row(item) for item in LOOKS.values()])
 
 
 @pytest.mark.parametrize("depth", [90, 96, 97, 98, 99, 100, 101, 102])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gymtrl.rollouts import convert
+from gymtrl.rollouts.codec import decode_json
 from gymtrl.rollouts.reader import read_at, read_bytes, read_lines
 from gymtrl.rollouts.reasons import remedy_for
-from gymtrl.rollouts.record import Line
+from gymtrl.rollouts.record import Line, Origin
+from gymtrl.rollouts.sidecars import Sidecar
+from test_hostile_lines import LINES
 from test_lossless import check_items, check_row
 
 MUTATIONS = int(os.environ.get("GYMTRL_FUZZ", "2000"))
@@ -245,3 +249,118 @@ def test_shipped_rows_with_broken_bytes_get_their_verdicts(gym_site_packages: Pa
         count = min(BATCH, MUTATIONS - start)
         data = b"\n".join(mutated(chance.choice(rows), chance) for _ in range(count))
         assert check_lines(path, data, again=10)
+
+
+ODD: list[Any] = [
+    *(None, True, 0, 10**400, 0.5, float("nan"), [], {}, [[]], "", "a", "\ud800", "user", "assistant", "message"),
+    *("reasoning", "function_call", "function_call_output", "input_image", "input_audio", "refusal", "incomplete"),
+    *([{"type": "input_audio"}], [{"type": "input_image", "image_url": "data:,"}], [{"type": "text", "text": "x"}]),
+    *({"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}, {"type": "reasoning"}, "{}"),
+]
+LOOKS: dict[str, Any] = {
+    "audio in a call": {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "content": "AUDIO"},
+    "audio in an answer's content": {"type": "function_call_output", "call_id": "c", "output": "x", "content": "AUDIO"},
+    "audio in an answer": {"type": "function_call_output", "call_id": "c", "output": "AUDIO"},
+    "audio in a message": {"role": "user", "content": "AUDIO"},
+    "audio in reasoning": {"type": "reasoning", "summary": [], "content": "AUDIO"},
+    "audio with a text in reasoning": {"type": "reasoning", "content": [{"type": "input_audio", "text": "x"}]},
+    "an image in an answer of an assistant": {
+        "type": "function_call_output",
+        "call_id": "c",
+        "role": "assistant",
+        "output": [{"type": "input_image", "image_url": "data:,"}],
+    },
+}
+EXPECTED_LOOKS = {
+    "audio in a call": "",
+    "audio in an answer's content": "",
+    "audio in an answer": "unsupported_modality_audio",
+    "audio in a message": "unsupported_modality_audio",
+    "audio in reasoning": "unsupported_content_part",
+    "audio with a text in reasoning": "",
+    "an image in an answer of an assistant": "",
+}
+
+
+def look_row(item: dict[str, Any]) -> bytes:
+    """A sound row with an item added, or put in the place of its call or answer."""
+    said = {"type": "message", "role": "assistant", "content": "42"}
+    called = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    answered = {"type": "function_call_output", "call_id": "c", "output": "42"}
+    kinds = ["function_call", "function_call_output"]
+    at = kinds.index(item["type"]) if item.get("type") in kinds else 2
+    output = [called, answered, said]
+    output[at : at + (at < 2)] = [item]
+    request = {"input": "6 x 7?", "tools": [{"type": "function", "name": "f"}]}
+    row = {"responses_create_params": request, "response": {"output": output}, "reward": 1.0}
+    return json.dumps(row).replace('"AUDIO"', '[{"type": "input_audio"}]').encode()
+
+
+def judged(data: bytes, cluster: str | None = None) -> Line:
+    return convert.judge(data, Origin("f", 1, 0, len(data), "id"), Sidecar(None, {}), cluster)
+
+
+def assert_looks_agree(monkeypatch: pytest.MonkeyPatch, rows: Iterable[bytes]) -> None:
+    """Both looks give the same line; a row of which only the first can decode what matters is left out."""
+    compared = 0
+    for data in rows:
+        try:
+            decode_json(data)
+        except ValueError:
+            continue
+        for cluster in (None, "agent_ref.name"):
+            first = judged(data, cluster)
+            with monkeypatch.context() as patch:
+                patch.setattr(convert, "decode_row", lambda data: None)
+                second = judged(data, cluster)
+            assert repr(first) == repr(second), data[:2000]  # as text, since NaN is not itself
+        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_both_looks_have_one_rule_for_what_a_chat_shows(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    data = look_row(LOOKS[name])
+    assert judged(data).reason == EXPECTED_LOOKS[name]
+    assert_looks_agree(monkeypatch, [data])
+
+
+@pytest.mark.parametrize("instructions", [["x" * 5000], {"a": "x" * 5000}, 10**400])
+def test_instructions_that_are_no_text_count_for_nothing(monkeypatch: pytest.MonkeyPatch, instructions: Any) -> None:
+    row = {
+        "responses_create_params": {"input": "6 x 7?", "instructions": instructions},
+        "response": {"output": [{"role": "assistant", "content": "42"}], "usage": {"input_tokens": 3000}},
+    }
+    data = json.dumps(row).encode()
+    assert judged(data).reason == "hidden_context"
+    assert_looks_agree(monkeypatch, [data])
+
+
+def test_both_looks_agree_on_shipped_and_hostile_lines(
+    monkeypatch: pytest.MonkeyPatch, gym_site_packages: Path
+) -> None:
+    files = sorted(gym_site_packages.rglob("*rollout*.jsonl"))
+    lines = [raw for file in files for raw in file.read_bytes().split(b"\n") if raw.strip()]
+    assert_looks_agree(monkeypatch, [*lines, *(data for data, _ in LINES.values())])
+
+
+def test_both_looks_agree_on_broken_lines(monkeypatch: pytest.MonkeyPatch, gym_site_packages: Path) -> None:
+    files = sorted(gym_site_packages.rglob("*rollout*.jsonl"))
+    rows = [raw for file in files for raw in file.read_bytes().split(b"\n") if raw.strip() and len(raw) < 30_000]
+    sound = [raw for raw in rows if raw.startswith(b"{") and raw.endswith(b"}")]
+    chance = random.Random(20_260_102)
+    for _ in range(MUTATIONS):
+        made = json.loads(chance.choice(sound))
+        for _ in range(chance.choice((1, 1, 2))):
+            owner, key = chance.choice(list(places(made)))
+            owner[key] = chance.choice([*ODD, [owner[key]], {"text": owner[key]}])
+        assert_looks_agree(monkeypatch, [json.dumps(made).encode()])
+    broken = (mutated(chance.choice(rows), chance) for _ in range(MUTATIONS))
+    assert_looks_agree(monkeypatch, broken)
+
+
+@repeatable
+@given(row=rollouts() | broken_rollouts())
+def test_both_looks_agree_on_generated_rows(row: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert_looks_agree(monkeypatch, [json.dumps(row).encode()])

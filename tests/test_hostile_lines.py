@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gymtrl.errors import UserError
+from gymtrl.rollouts import convert, tools
 from gymtrl.rollouts.reader import read_at, read_bytes, read_lines
 from gymtrl.rollouts.record import Line, Rollout
 from rows import row
@@ -190,6 +191,119 @@ def test_no_depth_stops_the_reading(tmp_path: Path, place: str, depth: int) -> N
     assert told(deep) in possible
     assert told(deep) != MALFORMED or deep.detail == "nested too deeply"
     assert told(sound) == "ok"
+
+
+@pytest.mark.parametrize("place", ["strict", "input", "head"])
+def test_no_depth_between_the_limits_of_parser_and_writer_stops_the_reading(tmp_path: Path, place: str) -> None:
+    """With more tokens counted than the row shows, what nobody reads is walked through as well."""
+    made = row("6 x 7?", "42", 1.0)
+    user = {"role": "user", "content": "6 x 7?"}
+    tool = {"type": "function", "name": "f", "parameters": {}, "strict": "HERE" if place == "strict" else True}
+    made["responses_create_params"] = {"input": [user], "tools": [tool]}
+    made["response"]["usage"] = {"input_tokens": 10_000_000}
+    deep = user | {"more": "HERE"}
+    if place == "input":
+        made["responses_create_params"]["input"] = [deep]
+    elif place == "head":
+        made["response"]["output"].insert(0, deep)
+    depths = [10, *range(850, 1011)]
+    written = [json.dumps(made).encode().replace(b'"HERE"', nested(depth)) for depth in depths]
+    for cluster in (None, "reward"):
+        lines = read(tmp_path / "rollouts.jsonl", b"\n".join([*written, SOUND]), cluster=cluster)
+        assert len(lines) == len(depths) + 1
+        assert told(lines[0]) == "context:hidden_context" and told(lines[-1]) == "ok"
+        deeper = {MALFORMED} if place == "strict" else {"context:hidden_context", MALFORMED}
+        assert {told(line) for line in lines[1:-1]} <= deeper
+        assert {line.detail for line in lines if line.reason == "malformed_json"} == {"nested too deeply"}
+
+
+def test_a_cluster_that_cannot_be_looked_up_changes_no_verdict(tmp_path: Path) -> None:
+    for note in (b"1" * 5000, nested(2000)):
+        data = hostile("note", note)
+        (plain,) = read(tmp_path / "rollouts.jsonl", data)
+        named, sound = read(tmp_path / "rollouts.jsonl", data + b"\n" + SOUND, cluster="reward")
+        assert (told(named), named.detail) == (told(plain), plain.detail)
+        assert told(sound) == "ok"
+    (long, _) = read(tmp_path / "rollouts.jsonl", hostile("note", b"1" * 5000) + b"\n" + SOUND, cluster="reward")
+    assert long.rollout is not None and long.rollout.flags == ("cluster_missing",)
+
+
+@pytest.mark.parametrize("depth", [99, 500, 960])
+def test_a_cluster_of_any_depth_stops_nothing(tmp_path: Path, depth: int) -> None:
+    lines = read(
+        tmp_path / "rollouts.jsonl", hostile("note", nested(depth)) + b"\n" + hostile("note", b"1"), cluster="note"
+    )
+    assert told(lines[0]) in ("ok", MALFORMED) and told(lines[1]) == "ok"
+
+
+def test_only_what_is_short_is_kept_for_the_next_row(tmp_path: Path) -> None:
+    kept = (convert._asked, convert._asked_key, tools._kept_tools)
+    long = [json.dumps(f"{number} " + "x" * 100_000).encode() for number in range(5)]
+    instructed = [SOUND.replace(b'"input": ', b'"instructions": ' + text + b', "input": ') for text in long]
+    told_leniently = [line.replace(b'"reward": 1.0', b'"reward": NaN') for line in (*instructed, SOUND)]
+    asked = [hostile("content", text) for text in long]
+    for lines, sizes in ((asked, [0, 0, 1]), (instructed, [0, 0, 1]), (told_leniently, [0, 0, 0])):
+        for cache in kept:
+            cache.cache_clear()
+        assert {told(line) for line in read(tmp_path / "rollouts.jsonl", b"\n".join(lines))} == {"ok"}
+        assert [cache.cache_info().currsize for cache in kept] == sizes
+    described = [hostile("description", text) for text in long]
+    assert {told(line) for line in read(tmp_path / "rollouts.jsonl", b"\n".join(described))} == {"ok"}
+    assert tools._kept_tools.cache_info().currsize == 0
+    read(tmp_path / "rollouts.jsonl", SOUND + b"\n" + SOUND)
+    assert (convert._asked_key.cache_info().misses, convert._asked_key.cache_info().hits) == (6, 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"' + b"k" * 3_000_000 + b'": 1}',
+        hostile("note", b"1").replace(b'"name": "f", "call_id"', b'"name": "' + b"n" * 3_000_000 + b'", "call_id"'),
+        hostile("call_id", b'"' + b"c" * 3_000_000 + b'"').replace(b'"function_call"', b'"message"', 1),
+        hostile("call_id", b'"' + b"c" * 3_000_000 + b'"').replace(b'"function_call",', b'"function_call_output",', 1),
+    ],
+)
+def test_no_detail_is_long(tmp_path: Path, data: bytes) -> None:
+    (line,) = read(tmp_path / "rollouts.jsonl", data)
+    assert line.verdict != "ok" and 0 < len(line.detail) <= 300
+
+
+@pytest.mark.parametrize(
+    ("response", "more", "reason"),
+    [
+        (b"null", b"", "custom_record"),
+        (b'"text"', b'"_ng_rollout_index": 0, ', "custom_record"),
+        (b"[]", b"", "custom_record"),
+        (None, b'"_ng_rollout_index": 0, ', "materialized_input"),
+        (None, b"", "task_only"),
+    ],
+)
+def test_a_request_with_a_response_that_is_none_was_not_only_asked(
+    tmp_path: Path, response: bytes | None, more: bytes, reason: str
+) -> None:
+    answered = b"" if response is None else b'"response": ' + response + b", "
+    data = b"{" + more + answered + b'"responses_create_params": {"input": "a"}, "reward": 1.0}'
+    (line,) = read(tmp_path / "rollouts.jsonl", data)
+    assert line.reason == reason
+
+
+def test_only_texts_are_names_of_tools(tmp_path: Path) -> None:
+    """`None` is no name that a list declares."""
+    made = hostile("note", b"1").replace(b'"name": "f", "call_id"', b'"name": "None", "call_id"')
+    unnamed = made.replace(b'"name": "f", "description"', b'"description"')
+    assert [told(line) for line in read(tmp_path / "rollouts.jsonl", unnamed)] == ["context:tools_undeclared"]
+
+
+def test_input_rows_that_differ_in_numbers_that_no_json_holds_differ_in_their_keys(tmp_path: Path) -> None:
+    values = [b"null", b"NaN", b"Infinity", b"-Infinity", b"1"]
+    asked = [
+        hostile("note", value).replace(b'"_ng_task_index": 0', b'"_ng_task_index": %d' % index)
+        for index, value in enumerate(values)
+    ]
+    (tmp_path / "rollouts_materialized_inputs.jsonl").write_bytes(b"\n".join(asked))
+    lines = read(tmp_path / "rollouts.jsonl", b"\n".join(hostile("index", b"%d" % i) for i in range(len(values))))
+    keys = {line.rollout.input_key for line in lines if line.rollout is not None}
+    assert len(keys) == len(values) and None not in keys
 
 
 @pytest.mark.parametrize("depth", [150, 970, 100_000])
@@ -389,6 +503,7 @@ READ_A_PIPE = """
 import sys
 from pathlib import Path
 from gymtrl.errors import UserError
+from gymtrl.rollouts import convert, tools
 from gymtrl.rollouts.reader import read_lines
 try:
     list(read_lines([Path(sys.argv[1])]))

@@ -182,6 +182,29 @@ def test_the_row_rebuilt_from_record_and_extra_equals_the_row(gym_site_packages:
         check_row(decode_json(read_bytes(rollout.origin)), rollout)
 
 
+def test_a_plain_chat_is_rebuilt_as_any_other_row(tmp_path: Path) -> None:
+    called = {"id": "x", "type": "function", "function": {"name": "f", "arguments": {"a": None}}}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "What is six times seven?"},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "content": "forty-two, as it seems", "tool_call_id": "x"},
+        {"role": "assistant", "content": "forty-two, as it seems"},
+    ]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    chat = {"messages": turns, "tools": tools, "reward": 1, "model": "m", "usage": {"prompt_tokens": 7}}
+    rows: list[dict[str, Any]] = [
+        chat,
+        {"messages": [turns[0], turns[3]], "_ng_task_index": 3, "agent_ref": {"name": "a"}},
+    ]
+    rows += [chat | {"response": response} for response in ({}, {"$": 1}, "forty-two, as it seems", None)]
+    rows += [chat | {"responses_create_params": {"temperature": 1}, "response": r} for r in (None, turns[3]["content"])]
+    write_rows(tmp_path / "rollouts.jsonl", rows)
+    found = convertible(tmp_path)
+    assert len(found) == len(rows)
+    for source, rollout in found:
+        check_row(source, rollout)
+
+
 def test_what_the_record_holds_does_not_stand_in_the_extra_again(gym_site_packages: Path) -> None:
     rows = extras = 0
     for source, rollout in convertible(gym_site_packages):

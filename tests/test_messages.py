@@ -159,6 +159,13 @@ def test_an_episode_may_end_with_calls() -> None:
     assert chat([say("a"), call("1"), call("2")]).completion[0].tool_calls[1].id == "2"
 
 
+def test_what_was_sent_is_no_part_of_what_the_policy_said() -> None:
+    """Of an answer that was begun for it, the policy said only the rest; the model server opens a new turn for it."""
+    read = chat([say(" is 42.")], [*QUESTION, say("The answer")])
+    assert [(m.role, m.content) for m in read.prompt[1:]] == [("assistant", "The answer")]
+    assert [(m.role, m.content) for m in read.completion] == [("assistant", " is 42.")]
+
+
 def test_token_ids_are_recorded_for_all_turns_or_none() -> None:
     tokens = {"prompt_token_ids": [1, 2], "generation_token_ids": [3, 4], "generation_log_probs": [-0.5, -1]}
     more = {"role": "user", "content": "more"}

@@ -47,18 +47,34 @@ def decode_json(data: bytes) -> Any:
 def canonical_json(value: Any) -> bytes:
     """The canonical form of a JSON value: sorted keys, no spaces, unescaped UTF-8.
 
-    Lone surrogates are kept (as WTF-8), so that every value which was read has a form.
+    Lone surrogates are kept (as WTF-8), so that every value which was read has a form. `NaN` and infinity become
+    `null`; no chat and no tool holds them, and for what may there is `exact_json`.
     """
     try:
         return _sorted.encode(value)
-    except (UnicodeEncodeError, OverflowError, RecursionError):
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return text.encode("utf-8", "surrogatepass")
+    except (UnicodeEncodeError, RecursionError):
+        return _python_json(value)
+
+
+def exact_json(value: Any) -> bytes:
+    """The canonical form in which `NaN` and infinity are told from `null`, spelled as Python's own writer does."""
+    form = canonical_json(value)
+    if b"null" in form:
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            return _python_json(value)
+    return form
+
+
+def _python_json(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) over the canonical JSON of a value."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    """SHA-256 (hex) over the canonical JSON of a value, `NaN` and infinity told from `null`."""
+    return hashlib.sha256(exact_json(value)).hexdigest()
 
 
 def is_deep(value: Any) -> bool:

@@ -24,6 +24,12 @@ from .tools import NO_TOOLS, Tools, decode_tools, read_tools
 # prompts add a few hundred at most, and a token is rarely less than a character.
 HIDDEN_CONTEXT_TOKENS = 500
 
+DETAIL_CHARS = 300
+"""Longest detail of a verdict."""
+
+# Bytes of a prompt above which it is not kept for the next row: what is kept is bounded by count, not by size.
+_LONGEST_KEPT = 32_000
+
 _UNCOUNTED = Usage()
 _NUMBERS = (bool, int, float)
 
@@ -41,19 +47,13 @@ def judge(data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) ->
         `Line`: With the rollout for `ok` and `context`.
     """
     row = decode_row(data)
-    if row is not None:
-        line = _first_look(row, data, origin, sidecar, cluster)
-        if line is not None:
-            return line
     try:
-        value = decode_json(data)
-    except ValueError as error:
-        return Line(origin, "reject", "malformed_json", str(error)[:200])
-    try:
-        line = _second_look(value, origin, sidecar, cluster)
-    except RecursionError:  # what could just be decoded may still be too deep to be walked through
-        return Line(origin, "reject", "malformed_json", TOO_DEEP)
-    return msgspec.structs.replace(line, detail=to_utf8(line.detail)) if line.detail else line
+        line = None if row is None else _first_look(row, data, origin, sidecar, cluster)
+    except RecursionError:
+        line = None
+    if line is None:
+        line = _lenient_look(data, origin, sidecar, cluster)
+    return _with_short_detail(line) if line.detail else line
 
 
 class _Chat(NamedTuple):
@@ -65,7 +65,8 @@ class _Chat(NamedTuple):
     response: Response
     offered: Tools  # the request's
     echoed: Tools  # the response's
-    visible: int  # characters of the prompt and its tools as JSON, or fewer
+    visible: int  # characters of the prompt as JSON, or fewer
+    is_kept: bool = False  # the prompt is one object for all rollouts that were sent the same
 
     @property
     def tools(self) -> Tools:
@@ -83,7 +84,9 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         asked, answered = isinstance(request, Request), isinstance(response, Response)
         return _no_rollout(_kind(keys, failed=failed, asked=asked, answered=answered), keys, origin)
     instructions = request.instructions if isinstance(request.instructions, str) else ""
-    given, output = _asked(bytes(request.input), instructions), response.output
+    sent, output = bytes(request.input), response.output
+    is_kept = len(sent) + len(instructions) <= _LONGEST_KEPT
+    given = _asked(sent, instructions) if is_kept else _read_asked(sent, instructions)
     heard = request.metadata
     if heard is not None and (heard.audio_data or heard.audio_url or heard.audio_path):
         return None
@@ -95,22 +98,39 @@ def _first_look(row: Row, data: bytes, origin: Origin, sidecar: Sidecar, cluster
         echoed = decode_tools(bytes(response.tools)) if _needs_echo(conversation, offered) else NO_TOOLS
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
-    visible = sum([len(message.content) for message in conversation.prompt])
-    chat = _Chat(given, conversation, request, response, offered, echoed, visible)
+    chat = _Chat(given, conversation, request, response, offered, echoed, _shortest(conversation), is_kept)
     if _hides_surrogate(conversation):
         return None
     hides = _hides_context(chat)
-    try:
-        value: Any = decode_json(data) if cluster is not None else None
-        if hides:
-            sent = decode_json(bytes(request.input)) if request.input else None
-            head = prompt_head(output)
+    if hides:
+        head = prompt_head(output)
+        try:
             came = flat_output(decode_json(data)["response"]["output"])[:head] if head else []
-            chat = chat._replace(visible=_visible(sent, instructions, came))
-            hides = _hides_context(chat)
-    except ValueError:  # nested too deeply
-        return None
-    return _line(row, chat, value, origin, sidecar, cluster, hides=hides)
+            chat = chat._replace(visible=_visible(decode_json(sent) if sent else None, instructions, came))
+        except ValueError:  # nested too deeply
+            return None
+        hides = _hides_context(chat)
+    return _line(row, chat, None if cluster is None else _decoded(data), origin, sidecar, cluster, hides=hides)
+
+
+def _lenient_look(data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
+    """The verdict on any line."""
+    try:
+        value = decode_json(data)
+    except ValueError as error:
+        return Line(origin, "reject", "malformed_json", str(error))
+    try:
+        return _second_look(value, origin, sidecar, cluster)
+    except RecursionError:  # what could just be decoded may still be too deep to be walked through
+        return Line(origin, "reject", "malformed_json", TOO_DEEP)
+
+
+def _with_short_detail(line: Line) -> Line:
+    """A detail quotes from the row, and names and keys in it may have any length."""
+    detail = to_utf8(line.detail)
+    if len(detail) > DETAIL_CHARS:
+        detail = detail[: DETAIL_CHARS - 1] + "…"
+    return msgspec.structs.replace(line, detail=detail)
 
 
 def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Line:
@@ -134,7 +154,6 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
     usage = response.get("usage")
-    head = flat_output(response["output"])[: prompt_head(output)]
     chat = _Chat(
         given,
         conversation,
@@ -145,10 +164,15 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         ),
         offered,
         echoed,
-        _visible(request.get("input"), request.get("instructions"), head),
+        _shortest(conversation),
     )
+    hides = _hides_context(chat)
+    if hides:
+        head = flat_output(response["output"])[: prompt_head(output)]
+        chat = chat._replace(visible=_visible(request.get("input"), request.get("instructions"), head))
+        hides = _hides_context(chat)
     facts = pick(Facts, value, *Facts.__struct_fields__)
-    return _line(facts, chat, value, origin, sidecar, cluster, hides=_hides_context(chat))
+    return _line(facts, chat, value, origin, sidecar, cluster, hides=hides)
 
 
 def _needs_echo(conversation: Conversation, offered: Tools) -> bool:
@@ -160,7 +184,7 @@ _KIND_DETAIL = {
     "failure_row": "an attempt that failed before it became a rollout (_ng_failure_class)",
     "episode_result": "the result of an episode, without the chat",
     "task_only": "a task that nobody has answered: no response",
-    "custom_record": "neither request nor response; its keys begin with: {keys}",
+    "custom_record": "not both a request and a response; its keys begin with: {keys}",
 }
 
 
@@ -174,7 +198,7 @@ def _kind(keys: Iterable[str], *, failed: bool, asked: bool, answered: bool) -> 
         return "episode_result"
     if any(key.startswith("mean/") for key in keys):
         return "reward_profile"
-    if asked:
+    if asked and "response" not in keys:
         return "materialized_input" if "_ng_rollout_index" in keys else "task_only"
     return "custom_record"
 
@@ -185,18 +209,20 @@ def _no_rollout(kind: str, keys: Iterable[str], origin: Origin) -> Line:
     return Line(origin, "reject", kind, _KIND_DETAIL[kind].format(keys=", ".join(list(keys)[:5])))
 
 
-# The rollouts of one task were sent the same, and most tasks have several.
-@lru_cache(maxsize=1024)
-def _asked(data: bytes, instructions: str) -> Prompt | None:
+def _read_asked(data: bytes, instructions: str) -> Prompt | None:
     items = decode_input(data)
     if items is None or not is_regular(items):
         return None
     return read_prompt([Item("message", "system", instructions), *items] if instructions else items)
 
 
+# The rollouts of one task were sent the same, and most tasks have several.
+_asked = lru_cache(maxsize=1024)(_read_asked)
+
+
 @lru_cache(maxsize=1024)
-def _asked_key(name: str | None, asked: Prompt, tools: Tools) -> str:
-    return task_key(name, asked.messages or (), tools.canonical)
+def _asked_key(name: str | None, asked: Prompt, tools: bytes) -> str:
+    return task_key(name, asked.messages or (), tools)
 
 
 def _line(
@@ -221,14 +247,14 @@ def _rollout(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sid
     agent, environment = _name(facts.agent_ref), _name(facts._ng_environment_server)
     task_index, rollout_index = _integer(facts._ng_task_index), _integer(facts._ng_rollout_index)
     asked = sidecar.find(task_index, rollout_index)
-    if conversation.prompt is chat.asked.messages:
-        task = _asked_key(environment or agent, chat.asked, tools)
+    if chat.is_kept and conversation.prompt is chat.asked.messages:
+        task = _asked_key(environment or agent, chat.asked, tools.canonical)
     else:
         task = task_key(environment or agent, conversation.prompt, tools.canonical)
     input_key = asked.input_key if asked else None
     cluster_key = input_key or task
     if cluster is not None:
-        named = named_cluster(cluster, value, None) or (asked.cluster_key if asked else None)
+        named = _named_cluster(cluster, value) or (asked.cluster_key if asked else None)
         if named is None:
             flags.add("cluster_missing")
         cluster_key = named or cluster_key
@@ -267,6 +293,21 @@ def _rollout(facts: Facts, chat: _Chat, value: Any, origin: Origin, sidecar: Sid
     )
 
 
+def _decoded(data: bytes) -> Any:
+    """A row without its types, `None` where something that nobody reads cannot be decoded."""
+    try:
+        return decode_json(data)
+    except ValueError:
+        return None
+
+
+def _named_cluster(cluster: str, value: Any) -> str | None:
+    try:
+        return named_cluster(cluster, value, None)
+    except RecursionError:  # nested too deeply to have a key
+        return None
+
+
 def _hides_context(chat: _Chat) -> bool:
     """Whether more prompt tokens were counted than what is visible can have."""
     counted = _integer((chat.response.usage or _UNCOUNTED).input_tokens)
@@ -292,9 +333,14 @@ def _hides_surrogate(conversation: Conversation) -> bool:
     return False
 
 
+def _shortest(conversation: Conversation) -> int:
+    """Characters of the prompt's texts: written as JSON, they are no fewer."""
+    return sum([len(message.content) for message in conversation.prompt])
+
+
 def _visible(sent: Any, instructions: Any, head: list[Any]) -> int:
     """Characters as JSON of what was sent and of the prompt's items at the head of the output, without the tools."""
-    shown = [sent, *([instructions] if instructions else []), *head]
+    shown = [sent, *([instructions] if instructions and isinstance(instructions, str) else []), *head]
     return sum([len(json.dumps(item, ensure_ascii=False)) for item in shown])
 
 

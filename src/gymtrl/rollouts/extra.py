@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .codec import MAX_DEPTH, canonical_json, is_deep
+from .codec import MAX_DEPTH, exact_json, is_deep
 from .record import Rollout
 
 _CHAT = ("responses_create_params", "response")
@@ -20,7 +20,7 @@ def extra_of(row: dict[str, Any], rollout: Rollout) -> dict[str, Any]:
     """What a row holds beside its record.
 
     Keys of the environment stay as they are. In request and response, a text or list that the record holds becomes
-    `{"$": place}`; scalars that it holds in a field of their own are left out.
+    `{"$": place}`; scalars that it holds in a field of their own are left out. The messages of a plain chat stay whole.
 
     Args:
         row (`dict[str, Any]`): The decoded row.
@@ -29,8 +29,10 @@ def extra_of(row: dict[str, Any], rollout: Rollout) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: JSON data from which `rebuild_row` makes the row again.
     """
-    places = {value if isinstance(value, str) else canonical_json(value): i for i, value in enumerate(_held(rollout))}
-    extra = _subtract(row, _fields(rollout))
+    places = {value if isinstance(value, str) else exact_json(value): i for i, value in enumerate(_held(rollout))}
+    extra = _subtract(row, _fields(row, rollout))
+    if not _is_gym(row):
+        return extra
     return extra | {name: _pack(extra[name], places, 0) for name in _CHAT}
 
 
@@ -44,22 +46,32 @@ def rebuild_row(rollout: Rollout, extra: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: Equal to the row as JSON; the order of keys is not kept.
     """
-    held = list(_held(rollout))
-    return _add({**extra, **{name: _unpack(extra[name], held, 0) for name in _CHAT}}, _fields(rollout))
+    row = {**extra}
+    if _is_gym(extra):
+        held = list(_held(rollout))
+        row |= {name: _unpack(extra[name], held, 0) for name in _CHAT}
+    return _add(row, _fields(extra, rollout))
 
 
-def _fields(rollout: Rollout) -> dict[str, Any]:
+def _is_gym(row: Mapping[str, Any]) -> bool:
+    """Whether a row, or its extra, has request and response as Gym writes them; a plain chat does not."""
+    return all(isinstance(row.get(name), dict) for name in _CHAT)
+
+
+def _fields(row: Mapping[str, Any], rollout: Rollout) -> dict[str, Any]:
     """The scalar fields, each where a row has it; `None` where this row does not."""
     usage = {"input_tokens": rollout.input_tokens, "output_tokens": rollout.output_tokens}
-    return {
+    fields = {
         "reward": rollout.reward,
         "_ng_task_index": rollout.task_index,
         "_ng_rollout_index": rollout.rollout_index,
         "_ng_environment_server": rollout.environment,
         "agent_ref": {"name": rollout.agent},
-        "responses_create_params": msgspec.structs.asdict(rollout.sampling),
-        "response": {"model": rollout.model, "usage": usage},
     }
+    if not _is_gym(row):
+        return fields
+    sampling, told = msgspec.structs.asdict(rollout.sampling), {"model": rollout.model, "usage": usage}
+    return fields | {"responses_create_params": sampling, "response": told}
 
 
 def _subtract(value: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +119,7 @@ def _pack(value: Any, places: Mapping[str | bytes, int], depth: int) -> Any:
     packed = {}
     for key, item in value.items():
         known = key in _LONG_VALUES and isinstance(item, dict | list) and not is_deep(item)
-        place = places.get(canonical_json(item)) if known else None
+        place = places.get(exact_json(item)) if known else None
         packed[key] = _pack(item, places, depth + 1) if place is None else {_REFERENCE: place}
     return {_REFERENCE: packed} if _REFERENCE in packed else packed
 

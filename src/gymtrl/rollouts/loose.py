@@ -79,7 +79,7 @@ def _refuse_audio(request: dict[str, Any], output: Sequence[Any]) -> None:
             raise Refused("unsupported_modality_audio", f"metadata.{key}: the model heard audio")
     given = request.get("input")
     for item in chain(given if isinstance(given, list) else (), output):
-        content = item.get("content") if isinstance(item, dict) else None
+        content = _shown(item)
         if isinstance(content, list) and any(isinstance(p, dict) and p.get("type") == "input_audio" for p in content):
             raise Refused("unsupported_modality_audio", "an input_audio part: the model heard audio")
 
@@ -107,6 +107,14 @@ def _kind(item: Any) -> str:
     if isinstance(kind, str) and kind:
         return kind
     return "message" if isinstance(item.get("role"), str) else ""
+
+
+def _shown(item: Any) -> Any:
+    """What the chat shows of a message or of a tool's answer."""
+    kind = _kind(item)
+    if kind == "function_call_output":
+        return item.get("output")
+    return item.get("content") if kind == "message" else None
 
 
 def _is_policy(item: Any) -> bool:
@@ -159,14 +167,12 @@ def _check_parts(items: Sequence[Any]) -> None:
     """Refuses content that is neither text nor image; refusals last, since the other hides more."""
     refusal = False
     for item in items:
-        kind = item.get("type")
-        if kind == "function_call":
-            continue
+        kind = _kind(item)
         if kind == "reasoning":
             for field in ("summary", "content"):
                 _check_thought(item.get(field))
-            continue
-        content = item.get("output") if kind == "function_call_output" else item.get("content")
+        images = kind == "function_call_output" or item.get("role") != "assistant"
+        content = _shown(item)
         if content is None or isinstance(content, str):
             continue
         if not isinstance(content, list):
@@ -177,7 +183,7 @@ def _check_parts(items: Sequence[Any]) -> None:
                 continue
             if part_kind == "refusal":
                 refusal = True
-            elif not (part_kind == "input_image" and item.get("role") != "assistant" and image_url(_part(part))):
+            elif not (images and part_kind == "input_image" and image_url(_part(part))):
                 _unsupported(str(part_kind or type(part).__name__))
     if refusal:
         raise Refused("refusal_part", "a part that the provider marked as a refusal")

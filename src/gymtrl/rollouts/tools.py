@@ -33,20 +33,30 @@ class Tools:
 NO_TOOLS = Tools()
 
 
-# The rows of a file declare few different lists, each of them often.
-@lru_cache(maxsize=256)
+# Bytes of a list above which it is not kept for the next row: what is kept is bounded by count, not by size.
+_LONGEST_KEPT = 64_000
+
+
 def decode_tools(data: bytes) -> Tools:
     """The tools of a list in JSON, or of nothing.
 
     Raises:
         `Refused`: As `read_tools`.
     """
+    return _kept_tools(data) if len(data) <= _LONGEST_KEPT else _decode_tools(data)
+
+
+def _decode_tools(data: bytes) -> Tools:
     if not data:
         return NO_TOOLS
     try:
         return read_tools(decode_json(data))
     except ValueError as error:
-        raise Refused("malformed_json", str(error)[:200]) from None
+        raise Refused("malformed_json", str(error)) from None
+
+
+# The rows of a file declare few different lists, each of them often.
+_kept_tools = lru_cache(maxsize=256)(_decode_tools)
 
 
 def read_tools(declared: Any) -> Tools:
@@ -58,11 +68,13 @@ def read_tools(declared: Any) -> Tools:
     if not declared or not isinstance(declared, list):
         return NO_TOOLS
     functions = []
-    names = {str(tool.get("name")) for tool in declared if isinstance(tool, dict)}
+    names: set[str] = set()
     all_functions = True
     for tool in declared:
         inner = tool.get("function") if isinstance(tool, dict) else None
         function = inner if isinstance(inner, dict) else tool
+        given = (named.get("name") for named in (tool, function) if isinstance(named, dict))
+        names.update(name for name in given if isinstance(name, str))
         if (
             not isinstance(function, dict)
             or tool.get("type", "function") != "function"
@@ -73,8 +85,7 @@ def read_tools(declared: Any) -> Tools:
         fields = ("name", "description", "parameters")
         kept = {field: function[field] for field in fields if function.get(field) is not None}
         functions.append({"type": "function", "function": kept})
-        names.add(function["name"])
-    if is_deep(functions):
+    if is_deep(functions) or is_deep(declared):  # what no template shows counts in the length
         raise Refused("malformed_json", TOO_DEEP)
     try:
         json.dumps(functions, ensure_ascii=False, allow_nan=False).encode()
