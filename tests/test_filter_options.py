@@ -165,11 +165,11 @@ def test_each_environment_or_agent_has_a_threshold_of_its_own_where_all_together
 
 
 def test_a_rule_in_one_environment_is_not_enough(tmp_path: Path) -> None:
-    wild = [row(i, 0, 3.0 * i, _ng_environment_server="wild") for i in range(3)]
+    wild = [row(i, 0, 3.0 * i, _ng_environment_server="wild; one") for i in range(3)]
     path = write(tmp_path / "r.jsonl", row(10, 0, 1.0), row(11, 0, 0.0), *wild)
-    with pytest.raises(UserError, match="environment wild: rewards reach from 0 to 6") as caught:
+    with pytest.raises(UserError, match="environment wild; one: rewards reach from 0 to 6") as caught:
         run(path)
-    assert "--exclude-environments wild" in str(caught.value.remedy)
+    assert "leave it out with --exclude-environments 'wild; one'" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("rewards", [[0.0, 0.3, 0.9], [1.0, 0.0]])

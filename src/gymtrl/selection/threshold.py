@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,12 +13,13 @@ from gymtrl.rollouts.quality import default_threshold
 
 from .measures import State
 
+_NAMELESS = "rollouts without a name"
 _NAMED = (
     pl.when(pl.col("environment").is_not_null())
     .then(pl.format("environment {}", "environment"))
     .when(pl.col("agent").is_not_null())
     .then(pl.format("agent {}", "agent"))
-    .otherwise(pl.lit("rollouts without a name"))
+    .otherwise(pl.lit(_NAMELESS))
     .alias("name")
 )
 
@@ -62,9 +64,10 @@ class Threshold:
 
     def _remedy(self) -> str:
         remedy = "pass --reward-threshold; gymtrl filter --dry-run shows what each would keep"
-        excluded = [f"--exclude-{kind}s {name}" for kind, _, name in (one.partition(" ") for one in self.without)]
-        excluded = [flag for flag in excluded if not flag.startswith("--exclude-rollouts")]
-        return f"{remedy}; or leave it out with {' '.join(excluded)}" if excluded else remedy
+        named = (name.partition(" ") for name in self.without if name != _NAMELESS)
+        excluded = [f"--exclude-{kind}s {shlex.quote(name)}" for kind, _, name in named]
+        what = "it" if len(excluded) == 1 else "them"
+        return f"{remedy}; or leave {what} out with {' '.join(excluded)}" if excluded else remedy
 
 
 def find_threshold(state: State) -> Threshold:
