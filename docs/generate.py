@@ -63,7 +63,10 @@ def _settings() -> str:
         assert isinstance(field.json_schema_extra, dict)
         default = "" if field.default is None else f"`{str(field.default).lower()}`"
         source = str(field.json_schema_extra["source"])
-        rows.append((f"`--{name.replace('_', '-')}`", _shape(shapes[name]), default, field.description or "", source))
+        also = field.json_schema_extra.get("flags", [])
+        assert isinstance(also, list)
+        flags = ", ".join(f"`{flag}`" for flag in (f"--{name.replace('_', '-')}", *also))
+        rows.append((flags, _shape(shapes[name]), default, field.description or "", source))
     return _table(("flag", "type", "default", "what it does", "where the default comes from"), rows)
 
 

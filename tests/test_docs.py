@@ -117,6 +117,10 @@ def test_every_generated_part_stands_in_a_page() -> None:
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
 
 
+def test_every_flag_of_a_setting_is_named() -> None:
+    assert "| `--validation`, `--split` |" in (DOCS / "filter.md").read_text()
+
+
 def test_a_stale_part_is_found_and_mended(tmp_path: Path) -> None:
     for name in ("generate.py", *PAGES):
         (tmp_path / name).write_text((DOCS / name).read_text())

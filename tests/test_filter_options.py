@@ -22,7 +22,7 @@ from gymtrl.rollouts.keys import input_key
 from gymtrl.rollouts.scan import write_table
 from gymtrl.selection.filter import FilterResult, filter_rollouts
 from gymtrl.selection.funnel import preview_filter
-from gymtrl.selection.lines import _SPAN
+from gymtrl.selection.lines import _SPAN, read_rollout
 from gymtrl.selection.rules import RULES
 from gymtrl.selection.settings import FilterSettings
 
@@ -131,9 +131,64 @@ def test_the_first_reason_counts(tmp_path: Path) -> None:
 def test_the_threshold_is_that_of_the_agents_asked_for(tmp_path: Path) -> None:
     wild = [row(i, 0, -100.0 * i, agent_ref={"name": "wild"}) for i in range(3)]
     path = write(tmp_path / "r.jsonl", row(10, 0, 1.0), row(11, 0, 0.0), *wild)
-    with pytest.raises(UserError, match="from -200 to 1"):
+    with pytest.raises(UserError, match="agent wild: rewards reach from -200") as caught:
         run(path)
+    assert "--reward-threshold" in str(caught.value.remedy) and "--exclude-agents wild" in str(caught.value.remedy)
     assert run(path, agents=["a"]).threshold == run(path, exclude_agents=["wild"]).threshold == 1.0
+
+
+def test_the_threshold_is_that_of_the_rows_left(tmp_path: Path) -> None:
+    wild = [row(i, 0, -100.0 * i, _ng_environment_server="wild") for i in range(3)]
+    path = write(tmp_path / "r.jsonl", *wild, row(10, 0, 1.0), row(11, 0, 0.0), row(12, 0, 0.5, text="long enough"))
+    result = run(path, where="environment is null", max_completion_chars=8)
+    assert (result.threshold, result.train) == (1.0, 1)
+    assert run(path, where="environment is null").threshold == 0.8
+    assert run(path, environments=["wild"], reward_threshold=-100.0).dropped["other_environment"] == 3
+
+
+def test_each_environment_or_agent_has_a_threshold_of_its_own_where_all_together_have_none(tmp_path: Path) -> None:
+    first = [row(i, k, float(k % 2), _ng_environment_server="e") for i in range(2) for k in range(3)]
+    second = [row(i, k, [-5.0, 7.0][k % 2]) for i in range(10, 12) for k in range(3)]
+    path = write(tmp_path / "r.jsonl", *first, *second, row(20, 0, None, agent_ref=None))
+    result = run(path)
+    assert result.threshold is None and result.thresholds == {"environment e": 1.0, "agent a": 7.0}
+    assert outcomes(result) == ["below_threshold", "train", "below_threshold"] * 4 + ["reward_missing"]
+    extra = json.loads((result.path / "manifest.json").read_text())["extra"]
+    assert extra["reward_threshold"] is None and extra["reward_thresholds"] == result.thresholds
+    assert "environment e 1 (rewards are binary" in result.threshold_why and "agent a 7" in result.threshold_why
+    assert run(path, pass_rate="0.3-0.4").train == 4
+    assert run(path, pass_rate="0.3-0.4", reward_threshold=1.0).train == 4
+    with pytest.raises(UserError, match="pass_rate"):
+        run(path, pass_rate="0.4-1")
+    preview = preview_filter([path], tmp_path, FilterSettings(validation=0))
+    assert (preview.threshold, preview.thresholds, preview.funnel[-1].left) == (None, result.thresholds, 4)
+    assert not preview.stops
+
+
+def test_a_rule_in_one_environment_is_not_enough(tmp_path: Path) -> None:
+    wild = [row(i, 0, 3.0 * i, _ng_environment_server="wild; one") for i in range(3)]
+    path = write(tmp_path / "r.jsonl", row(10, 0, 1.0), row(11, 0, 0.0), *wild)
+    with pytest.raises(UserError, match="environment wild; one: rewards reach from 0 to 6") as caught:
+        run(path)
+    assert "leave it out with --exclude-environments 'wild; one'" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("rewards", [[0.0, 0.3, 0.9], [1.0, 0.0]])
+def test_a_highest_reward_below_the_default_threshold_is_a_contradiction(tmp_path: Path, rewards: list[float]) -> None:
+    path = write(tmp_path / "r.jsonl", *[row(i, 0, reward) for i, reward in enumerate(rewards)])
+    with pytest.raises(UserError, match=r"--max-reward 0\.5 lies below the threshold") as caught:
+        run(path, max_reward=0.5)
+    assert "--reward-threshold of 0.5 or less" in str(caught.value.remedy)
+
+
+def test_options_without_effect_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", *many())
+    write_table([path], tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="--cap-per-task 2 has no effect"):
+        run(path, cap_per_task=2, balance="none")
+    with pytest.raises(UserError, match="--max-line-bytes 900 has no effect"):
+        run(tmp_path / "t.parquet", max_line_bytes=900)
+    assert run(tmp_path / "t.parquet", balance="none").train and run(path, max_line_bytes=900, cap_per_task=2).train
 
 
 def test_an_unknown_name_is_an_error_with_those_that_there_are(tmp_path: Path) -> None:
@@ -158,6 +213,7 @@ def test_an_unknown_name_is_an_error_with_those_that_there_are(tmp_path: Path) -
         ("array_contains(tools, 'f') or agent like 'b%'", [False, False, True]),
         ('"reward_part one" > 0.5', [True, False, False]),
         ("1 = 1", [True, True, True]),
+        ("agent <> 'b' or agent is null", [True, True, False]),
         ("reward = max(reward)", [True, True, True]),
     ],
 )
@@ -187,6 +243,8 @@ def test_where_holds(tmp_path: Path, condition: str, holds: list[bool]) -> None:
         ("turns in (select a from read_parquet('{0}'))", "'select'"),
         ("exists (from read_parquet('{0}'))", "'from'"),
         ("turns in (FROM read_csv('{0}'))", "'FROM'"),
+        ("agent is distinct from 'x'", "right side"),
+        ("turns Is Not  Distinct FROM 1 and tool_calls > 0", "right side"),
         ("turns = any(values (1))", "'values'"),
         ("turns in (table x)", "'table'"),
         ("read_parquet('{0}') is not null", "unsupported function"),
@@ -591,9 +649,61 @@ def test_without_a_rule_for_the_threshold_the_sweep_helps_to_choose(tmp_path: Pa
     preview = preview_filter([path], tmp_path, FilterSettings())
     assert preview.threshold is None and "from 0 to 39" in preview.threshold_why
     assert [step.rule for step in preview.funnel][-1] == "unbalanced_think"
-    assert [kept.threshold for kept in preview.sweep] == [0, 4, 8, 12, 16, 20, 23, 27, 31, 35]
+    assert [kept.threshold for kept in preview.sweep] == [0, 4, 8, 12, 16, 20, 23, 27, 31, 35, 39]
     assert [kept.rows for kept in preview.sweep] == [40 - int(kept.threshold) for kept in preview.sweep]
     assert not any(kept.chosen for kept in preview.sweep)
+    assert preview.stops == preview.threshold_why and "--reward-threshold" in preview.remedy and preview.split == {}
+
+
+@pytest.mark.parametrize("rows", [1, 40, 70])
+def test_the_sweep_reads_each_rollout_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    made = [row(i % 2, i, 0.05 * (i % 20), text=f"{LOREM} {i // 3 if i % 2 else i * 7}") for i in range(2 * rows)]
+    path = write(tmp_path / "r.jsonl", *made)
+    write_table([path], tmp_path / "t.parquet")
+    given = {"dedup": "near", "max_repetition": 0.9, "balance": "none", "reward_threshold": 0.5}
+    near = []
+
+    def counting(origin: Any) -> Any:
+        near.append(origin.line)
+        return read_rollout(origin)
+
+    monkeypatch.setattr("gymtrl.selection.measures.read_rollout", counting)
+    preview = preview_filter([tmp_path / "t.parquet"], tmp_path, FilterSettings(**given))
+    # Once for each of the two; again only where so few are left that all of them are compared.
+    assert len(near) <= 2 * 2 * rows + (64 if rows > 64 else 0) * 2
+    for kept in preview.sweep:
+        try:
+            assert run(path, **given | {"reward_threshold": kept.threshold}).train == kept.rows
+        except UserError:
+            assert kept.rows == 0
+
+
+def test_the_dry_run_says_where_the_filter_would_stop(tmp_path: Path) -> None:
+    path = write(tmp_path / "rollouts.jsonl", *[row(0, i) for i in range(3)])
+    shown = gymtrl("filter", path, "--dry-run", cwd=tmp_path)
+    ran = gymtrl("filter", path, "-o", "out", cwd=tmp_path)
+    assert (shown.returncode, ran.returncode) == (0, 2)
+    for text in ("all rollouts belong to one task or cluster", "pass --validation 0"):
+        assert text in shown.stdout and text in ran.stderr
+
+
+def test_the_dry_run_and_the_run_show_the_same_split(tmp_path: Path) -> None:
+    path = write(tmp_path / "rollouts.jsonl", *many())
+    preview = preview_filter([path], tmp_path, FilterSettings(validation=0.3))
+    (tmp_path / "table.parquet").unlink()
+    shown = gymtrl("filter", path, "--split", "validation=0.3", "--dry-run", cwd=tmp_path)
+    ran = gymtrl("filter", path, "--split", "validation=0.3", "-o", "out", cwd=tmp_path)
+    table = pl.read_parquet(tmp_path / "out" / "table.parquet")
+    sides = {side: table.filter(split=side) for side in ("train", "validation")}
+    assert {name: (side.rows, side.tasks) for name, side in preview.split.items()} == {
+        name: (rows.height, rows["task_key"].n_unique()) for name, rows in sides.items()
+    }
+    counts = [f"{name} {side.rows} rows of {side.tasks} tasks" for name, side in preview.split.items()]
+    assert ", ".join(counts) in shown.stdout and ", ".join(counts) in ran.stdout
+    assert 4 <= preview.split["validation"].tasks <= 15
+    assert "the reward is too low" in ran.stdout
+    settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
+    assert settings["validation"] == 0.3
 
 
 def gymtrl(*arguments: str | Path, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,8 @@ from rich.text import Text
 from gymtrl.selection.funnel import Preview
 from gymtrl.text import plain
 
+from .stage import split_line
+
 
 def preview_json(settings: dict[str, Any], preview: Preview) -> str:
     """The resolved settings and the preview as one JSON document, indented, with a final line break."""
@@ -20,17 +22,24 @@ def preview_json(settings: dict[str, Any], preview: Preview) -> str:
 
 
 def render_preview(preview: Preview, console: Console | None = None) -> None:
-    """Prints the rows that each rule leaves, and what other thresholds would keep."""
+    """Prints the rows that each rule leaves, what other thresholds would keep, and the split or an error."""
     console = console or Console()
     console.print(_funnel(preview))
     console.print()
     console.print(_sweep(preview))
-    if preview.threshold is None:
-        console.print(Text(f"no threshold: {plain(preview.threshold_why)}; pass --reward-threshold", style="yellow"))
-    else:
+    if preview.threshold is not None:
         console.print(Text(f"* {plain(preview.threshold_why)}"))
+    elif preview.thresholds:
+        console.print(Text(plain(preview.threshold_why)))
     if any(kept.estimated for kept in preview.sweep):
         console.print(Text("~ with estimates, a token for four characters, where the run did not count tokens"))
+    if preview.stops:
+        console.print(Text(plain(f"the filter would stop: {preview.stops}"), style="yellow"), soft_wrap=True)
+        if preview.remedy:
+            console.print(Text(plain(f"remedy: {preview.remedy}"), style="yellow"), soft_wrap=True)
+    else:
+        sides = preview.split.items()
+        console.print(split_line({name: side.rows for name, side in sides}, {name: s.tasks for name, s in sides}))
     console.print("dry run: nothing was written")
 
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from gymtrl.errors import UserError
 from gymtrl.rollouts.groups import tied_tasks
-from gymtrl.rollouts.quality import default_threshold
 
-from .measures import MEASURES, State, is_measured
+from .measures import MEASURES, State
 from .overlaps import Overlapping, find_overlapping
-from .rules import COLUMN_RULES, CONTAMINATED, REWARD_RULES, Rule, in_scope
+from .rules import COLUMN_RULES, CONTAMINATED, REWARD_RULES, Rule
 from .settings import FilterSettings
 
 
@@ -30,8 +28,8 @@ class Choice:
     state: State
     overlapping: dict[str, Overlapping] = field(default_factory=dict)
 
-    def at(self, threshold: float) -> pl.Series:
-        """Why each row is dropped with this threshold; null where it is kept."""
+    def at(self, threshold: float | pl.Series) -> pl.Series:
+        """Why each row is dropped with this threshold, or one for each row; null where it is kept."""
         return apply(REWARD_RULES, replace(self.state, threshold=threshold)).reasons
 
 
@@ -50,39 +48,6 @@ def choose(rows: pl.LazyFrame, settings: FilterSettings) -> Choice:
         return Choice(state)
     overlapping = find_overlapping(state, settings.benchmark)
     return Choice(apply([CONTAMINATED], replace(state, overlapping=frozenset(overlapping))), overlapping)
-
-
-def find_threshold(rows: pl.LazyFrame, settings: FilterSettings) -> tuple[float | None, str, list[float]]:
-    """The lowest reward that is kept.
-
-    Args:
-        rows (`pl.LazyFrame`): The rollout table.
-        settings (`FilterSettings`): Without a threshold of its own, the valid rewards of the agents and environments
-            that are asked for decide.
-
-    Returns:
-        The threshold, `None` where no rule applies; a sentence that says why; these rewards, distinct and sorted.
-    """
-    counted = rows.filter(is_measured(settings) & in_scope(settings))
-    rewards = counted.select(pl.col("reward").unique().sort()).collect()["reward"].to_list()
-    if settings.reward_threshold is not None:
-        return settings.reward_threshold, "as set", rewards
-    return *default_threshold(rewards), rewards
-
-
-def require_threshold(found: tuple[float | None, str, list[float]]) -> tuple[float, str]:
-    """The threshold and why, from what `find_threshold` found.
-
-    Raises:
-        `UserError`: If there are rewards and no rule for them.
-    """
-    threshold, why, rewards = found
-    if threshold is not None:
-        return threshold, why
-    if rewards:
-        remedy = "pass --reward-threshold; gymtrl filter --dry-run shows what each would keep"
-        raise UserError(why, remedy=remedy)
-    return 0.0, why  # whatever it is, nothing passes, and the error that follows says why
 
 
 def apply(rules: Iterable[Rule], state: State) -> State:

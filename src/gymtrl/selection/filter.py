@@ -11,25 +11,23 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from gymtrl.errors import UserError
 from gymtrl.rollouts.sidecars import load_sidecar
 from gymtrl.workspace.artefact import Counts, artefact
 
-from .choice import choose, find_threshold, require_threshold
+from .choice import choose
 from .clusters import count_unnamed
+from .decision import DROPPED, TRAIN, VALIDATION, Decision, counted, divide, drop_reasons
 from .lines import PLACE, Placed, copy_lines
 from .overlaps import Overlapping, contaminated_rows
-from .rules import drop_sentence
 from .settings import FilterSettings
-from .source import Source, dotted_cluster, files_read, open_source
-from .split import hash_value, held_out_clusters, table_clusters
+from .source import Source, dotted_cluster, open_source
+from .source import files_read as files_read
+from .split import hash_value
+from .threshold import find_threshold
 
-TRAIN, VALIDATION, DROPPED = "train", "validation", "dropped"
 HELD_OUT_INPUTS = "heldout_inputs.jsonl"
 CONTAMINATED_ROWS = "contaminated.jsonl"
 _PART = 25_000
-
-__all__ = ["FilterResult", "drop_sentence", "files_read", "filter_rollouts"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,11 @@ class FilterResult:
         path (`Path`): The folder.
         train, validation (`int`): Rollouts in `train.jsonl` and `validation.jsonl`.
         dropped (`dict[str, int]`): Lines in `dropped.jsonl` by reason code.
-        threshold (`float`): Lowest reward that was kept.
+        threshold (`float`, *optional*): Lowest reward that was kept; `None` where each environment or agent
+            has its own.
         threshold_why (`str`): Where it came from.
+        thresholds (`dict[str, float]`): Those of each environment or agent; empty where there is one for all.
+        kept_tasks (`dict[str, int]`): Distinct tasks in `train.jsonl` and `validation.jsonl`.
         tasks, clusters (`dict[str, int]`): Distinct ones on each side of the split (`train`, `validation`), those
             without a good rollout included.
         heldout_inputs (`int`): Input rows of held-out tasks in `heldout_inputs.jsonl`; 0 where no sidecar gave any.
@@ -53,8 +54,10 @@ class FilterResult:
     train: int
     validation: int
     dropped: dict[str, int]
-    threshold: float
+    threshold: float | None
     threshold_why: str
+    thresholds: dict[str, float]
+    kept_tasks: dict[str, int]
     tasks: dict[str, int]
     clusters: dict[str, int]
     heldout_inputs: int
@@ -93,21 +96,25 @@ def filter_rollouts(
     """
     with TemporaryDirectory(prefix="gymtrl-") as work:
         source = open_source(inputs, Path(work), settings, on_bytes)
-        decision = _decide(source, settings)
+        choice = choose(source.rows, settings)
+        threshold = find_threshold(choice.state)
+        decision = divide(choice, drop_reasons(choice, threshold), threshold)
         with artefact(out, verb="filter", settings=settings, inputs=files_read(inputs, settings)) as draft:
-            heldout_inputs = _write(draft.path, source, decision, settings)
-            counts = _counted(decision.splits)
+            heldout_inputs = _write(draft.path, source, decision, choice.overlapping, settings)
+            rows = decision.rows()
             result = FilterResult(
                 path=out,
-                train=counts[TRAIN],
-                validation=counts.get(VALIDATION, 0),
-                dropped=_counted(decision.reasons),
-                threshold=decision.threshold,
-                threshold_why=decision.threshold_why,
+                train=rows[TRAIN],
+                validation=rows[VALIDATION],
+                dropped=counted(decision.reasons),
+                threshold=threshold.value,
+                threshold_why=threshold.why,
+                thresholds=dict(threshold.each),
+                kept_tasks=decision.kept_tasks(),
                 tasks=_distinct(source.rows, decision.is_held_out, "task_key"),
                 clusters=_distinct(source.rows, decision.is_held_out, "cluster_key"),
                 heldout_inputs=heldout_inputs,
-                contaminated_tasks=len(decision.overlapping),
+                contaminated_tasks=len(choice.overlapping),
                 tasks_without_cluster=count_unnamed(source.rows, source.clusters) if source.clusters else 0,
             )
             kept = result.train + result.validation
@@ -116,44 +123,19 @@ def filter_rollouts(
     return result
 
 
-@dataclass(frozen=True)
-class _Decision:
-    """What becomes of each row: why it is dropped (null where it is not), and where it goes."""
-
-    reasons: pl.Series
-    splits: pl.Series
-    held_out: set[str]
-    is_held_out: pl.Series
-    threshold: float
-    threshold_why: str
-    overlapping: Mapping[str, Overlapping]
-
-
-def _decide(source: Source, settings: FilterSettings) -> _Decision:
-    found = find_threshold(source.rows, settings)
-    threshold, why = require_threshold(found)
-    choice = choose(source.rows, settings)
-    reasons = choice.at(threshold)
-    dropped = _counted(reasons)
-    if sum(dropped.values()) == len(reasons):
-        raise _nothing_left(len(reasons), dropped, 0, threshold, why, found[2])
-    held_out = held_out_clusters(table_clusters(source.rows), settings.validation, settings.split_salt)
-    inside = pl.col("cluster_key").is_in(list(held_out)).fill_null(False)
-    is_held_out = source.rows.select(inside).collect().to_series()
-    splits = _splits(reasons, is_held_out)
-    counts = _counted(splits)
-    if TRAIN not in counts:
-        raise _nothing_left(len(reasons), dropped, counts[VALIDATION], threshold, why, found[2])
-    return _Decision(reasons, splits, held_out, is_held_out, threshold, why, choice.overlapping)
-
-
-def _write(folder: Path, source: Source, decision: _Decision, settings: FilterSettings) -> int:
+def _write(
+    folder: Path,
+    source: Source,
+    decision: Decision,
+    overlapping: Mapping[str, Overlapping],
+    settings: FilterSettings,
+) -> int:
     """Writes everything but the manifest; returns the number of held-out inputs."""
     _write_lines(folder, source.rows, decision.splits)
     _write_table(folder / "table.parquet", source.rows, decision)
     if settings.benchmark is not None:
         with (folder / CONTAMINATED_ROWS).open("w", encoding="utf-8") as target:
-            for row in contaminated_rows(source.rows, decision.reasons, decision.overlapping):
+            for row in contaminated_rows(source.rows, decision.reasons, overlapping):
                 target.write(json.dumps(row) + "\n")
     return _write_held_out_inputs(folder, source, decision.held_out, settings)
 
@@ -163,29 +145,18 @@ def _facts(result: FilterResult, settings: FilterSettings, source: Source) -> di
         "reward_threshold": result.threshold,
         "reward_threshold_why": result.threshold_why,
         "rollouts": {TRAIN: result.train, VALIDATION: result.validation},
+        "kept_tasks": result.kept_tasks,
         "tasks": result.tasks,
         "clusters": result.clusters,
         "heldout_inputs": result.heldout_inputs,
     }
+    if result.thresholds:
+        facts["reward_thresholds"] = result.thresholds
     if settings.benchmark is not None:
         facts["contaminated_tasks"] = result.contaminated_tasks
     if source.clusters:
         facts["tasks_without_cluster"] = result.tasks_without_cluster
     return facts
-
-
-def _counted(values: pl.Series) -> dict[str, int]:
-    """How often each value occurs, most frequent first; nulls are not counted."""
-    counted = values.drop_nulls().alias("value").value_counts().sort("count", "value", descending=[True, False])
-    return dict(counted.iter_rows())
-
-
-def _splits(reasons: pl.Series, is_held_out: pl.Series) -> pl.Series:
-    kept = pl.when("held_out").then(pl.lit(VALIDATION)).otherwise(pl.lit(TRAIN))
-    split = pl.when(pl.col("reason").is_null()).then(kept).otherwise(pl.lit(DROPPED))
-    return (
-        pl.DataFrame([reasons.alias("reason"), is_held_out.alias("held_out")]).select(split.alias("split")).to_series()
-    )
 
 
 def _distinct(rows: pl.LazyFrame, is_held_out: pl.Series, column: str) -> dict[str, int]:
@@ -206,7 +177,7 @@ def _write_lines(folder: Path, rows: pl.LazyFrame, splits: pl.Series) -> None:
         copy_lines((Placed(*line) for line in lines.iter_rows()), targets)
 
 
-def _write_table(path: Path, rows: pl.LazyFrame, decision: _Decision) -> None:
+def _write_table(path: Path, rows: pl.LazyFrame, decision: Decision) -> None:
     columns = pl.DataFrame([decision.splits.alias("split"), decision.reasons.alias("drop_reason")])
     # In parts, each read for itself: all rows at once take three times the memory.
     parts = [
@@ -251,31 +222,3 @@ def _known_clusters(source: Source) -> Mapping[str, str]:
     """Input key → cluster key, of the tasks that have a rollout."""
     pairs = source.rows.select("input_key", "cluster_key").drop_nulls().unique("input_key", keep="last")
     return dict(pairs.collect().iter_rows())
-
-
-def _nothing_left(
-    rows: int, dropped: Mapping[str, int], validation: int, threshold: float, why: str, rewards: Sequence[float]
-) -> UserError:
-    table = "\n".join(f"  {count:>7}  {reason}: {drop_sentence(reason)}" for reason, count in dropped.items())
-    if validation:
-        what = f"all {validation} rollouts that are good enough belong to held-out tasks: nothing is left to train on"
-        remedy = "collect more, pass another --split-salt, or --validation 0"
-    else:
-        what = f"none of the {rows} lines is worth training on"
-        most = next(iter(dropped))
-        if most == "below_threshold":
-            remedy = (
-                f"the threshold is {threshold:g} ({why}), the highest reward {max(rewards):g}: "
-                "collect more rollouts, or lower --reward-threshold"
-            )
-        elif most == "reward_missing":
-            remedy = "the rows carry no reward: collect with an environment that verifies, or let Gym verify them again"
-        elif most.startswith("context:"):
-            remedy = "--keep-context keeps rollouts whose context is not complete"
-        elif most == "truncated":
-            remedy = "collect with a larger --max-output-tokens, or pass --keep-truncated"
-        elif most.partition(":")[0] in ("reject", "skip"):
-            remedy = "gymtrl inspect shows file, line and cause of each"
-        else:
-            remedy = "gymtrl filter --dry-run shows how many rows each rule leaves"
-    return UserError(f"{what}\n{table}", remedy=remedy)

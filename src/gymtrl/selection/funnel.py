@@ -8,13 +8,17 @@ from pathlib import Path
 
 import polars as pl
 
-from .choice import Choice, choose, find_threshold
+from gymtrl.errors import UserError
+
+from .choice import Choice, choose
+from .decision import divide, drop_reasons
 from .rules import COLUMN_RULES, CONTAMINATED, RULES
 from .settings import FilterSettings
 from .source import open_source
+from .threshold import find_threshold
 
 MOST_REWARDS = 12
-"""Up to so many distinct rewards each is tried as the threshold, beyond that their deciles."""
+"""Up to so many distinct rewards each is tried as the threshold, beyond that their deciles and both ends."""
 
 _CHARS_PER_TOKEN = 4  # of English text; only where the run did not count tokens
 
@@ -55,22 +59,43 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Side:
+    """One side of the split.
+
+    Attributes:
+        rows, tasks (`int`): Rollouts that would be kept, and their tasks.
+    """
+
+    rows: int
+    tasks: int
+
+
+@dataclass(frozen=True)
 class Preview:
     """What a filter would do.
 
     Attributes:
         rows (`int`): Lines of the input.
-        threshold (`float`, *optional*): Lowest reward that would be kept; `None` where the user has to say it.
-        threshold_why (`str`): Where it comes from.
+        threshold (`float`, *optional*): Lowest reward that would be kept; `None` where the user has to say it, or each
+            environment or agent has its own.
+        threshold_why (`str`): Where it comes from, or why there is none.
+        thresholds (`dict[str, float]`): Those of each environment or agent; empty where there is one for all.
         funnel (`list[Step]`): The rules in their order; without a threshold those before it only.
-        sweep (`list[Kept]`): Candidates for the threshold, ascending.
+        sweep (`list[Kept]`): Candidates for the threshold of all, ascending.
+        split (`dict[str, Side]`): What `train` and `validation` would hold; empty where the filter would stop.
+        stops (`str`): The error with which it would stop; `""` where it would not.
+        remedy (`str`): What can be done about that.
     """
 
     rows: int
     threshold: float | None
     threshold_why: str
+    thresholds: dict[str, float]
     funnel: list[Step]
     sweep: list[Kept]
+    split: dict[str, Side]
+    stops: str = ""
+    remedy: str = ""
 
 
 def preview_filter(
@@ -89,21 +114,34 @@ def preview_filter(
         on_bytes (`Callable[[int], object]`, *optional*): As in `filter_rollouts`.
 
     Returns:
-        `Preview`: What would be kept; how it is split does not show.
+        `Preview`: What would be kept, and where the filter would stop.
 
     Raises:
         `UserError`: If there is no rollout, or a setting names what is not there.
     """
     source = open_source(inputs, folder, settings, on_bytes)
-    threshold, why, _ = find_threshold(source.rows, settings)
     choice = choose(source.rows, settings)
-    reasons = choice.state.reasons if threshold is None else choice.at(threshold)
+    threshold = find_threshold(choice.state)
+    # From the lowest reward upwards, so that what is costly is found out once.
+    sweep = _sweep(choice, threshold.value)
+    reasons, whole, split, error = choice.state.reasons, False, {}, None
+    try:
+        reasons, whole = drop_reasons(choice, threshold), True
+        decision = divide(choice, reasons, threshold)
+        tasks = decision.kept_tasks()
+        split = {side: Side(rows, tasks[side]) for side, rows in decision.rows().items()}
+    except UserError as stopped:
+        error = stopped
     return Preview(
         rows=len(reasons),
-        threshold=threshold,
-        threshold_why=why,
-        funnel=_funnel(reasons, settings, whole=threshold is not None),
-        sweep=_sweep(choice, threshold),
+        threshold=threshold.value,
+        threshold_why=threshold.why,
+        thresholds=dict(threshold.each),
+        funnel=_funnel(reasons, settings, whole=whole),
+        sweep=sweep,
+        split=split,
+        stops=error.message if error else "",
+        remedy=(error.remedy or "") if error else "",
     )
 
 
@@ -145,4 +183,4 @@ def _candidates(rewards: pl.Series) -> list[float]:
     distinct = rewards.unique().sort().to_list()
     if len(distinct) <= MOST_REWARDS:
         return distinct
-    return [value for i in range(10) if (value := rewards.quantile(i / 10, "nearest")) is not None]
+    return [value for i in range(11) if (value := rewards.quantile(i / 10, "nearest")) is not None]

@@ -5,8 +5,8 @@ Each is a function of the state so far. What is costly is looked at for the rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -15,6 +15,20 @@ from gymtrl.rollouts.record import Origin
 from .lines import PLACE, read_rollout
 from .settings import FilterSettings
 from .where import where_holds
+
+
+@dataclass(frozen=True)
+class Read:
+    """What rollouts that were read have shown, so that another threshold need not read them again.
+
+    Attributes:
+        repetition (`dict[int, float]`): By row number.
+        near (`dict[int, tuple[list[int], list[bool]]]`): By task number the rows that were compared, best first, and
+            which of them nearly repeat an earlier one.
+    """
+
+    repetition: dict[int, float] = field(default_factory=dict)
+    near: dict[int, tuple[list[int], list[bool]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,8 +41,9 @@ class State:
         reasons (`pl.Series`): For each row the reason code, null while it is kept.
         tasks (`pl.Series`): For each row a number that stands for its task.
         draws (`pl.Series`): For each row a number drawn from its bytes and the seed.
-        threshold (`float`): Lowest reward that is kept.
+        threshold (`float` or `pl.Series`): Lowest reward that is kept, of all rows or of each.
         overlapping (`frozenset[str]`): Keys of the tasks that a benchmark holds.
+        read (`Read`): What rollouts that were read have shown.
     """
 
     rows: pl.LazyFrame
@@ -36,8 +51,9 @@ class State:
     reasons: pl.Series
     tasks: pl.Series
     draws: pl.Series
-    threshold: float = 0.0
+    threshold: float | pl.Series = 0.0
     overlapping: frozenset[str] = frozenset()
+    read: Read = field(default_factory=Read)
 
     def kept(self, *columns: str) -> pl.DataFrame:
         """The given columns of the rows that are still kept, with `index` (row number), `task` and `draw`."""
@@ -58,8 +74,7 @@ def is_measured(settings: FilterSettings) -> pl.Expr:
 
 def task_pass_rate(state: State) -> pl.Series:
     """Of each row's task, over all its groups, the share of valid rollouts that reach the threshold."""
-    frame = state.rows.select(good=_is_good(state)).collect().with_columns(state.tasks)
-    return frame.select(pl.col("good").mean().over("task")).to_series()
+    return pl.DataFrame([_good(state), state.tasks]).select(pl.col("good").mean().over("task")).to_series()
 
 
 def _holds(state: State) -> pl.Series:
@@ -71,28 +86,32 @@ def _overlaps(state: State) -> pl.Series:
 
 
 def _threshold(state: State) -> pl.Series:
+    if isinstance(state.threshold, pl.Series):
+        return state.threshold
     return pl.Series([state.threshold], dtype=pl.Float64).new_from_index(0, len(state.reasons))
 
 
 def _pass_rate(state: State) -> pl.Series:
     """Of each row's group; rows that are in none, because their index was asked different things, group by task."""
-    group = pl.coalesce("group", "task_key")
-    return state.rows.select(_is_good(state).mean().over(group)).collect().to_series()
+    groups = state.rows.select(pl.coalesce("group", "task_key").alias("group")).collect()
+    return groups.with_columns(_good(state)).select(pl.col("good").mean().over("group")).to_series()
 
 
-def _is_good(state: State) -> pl.Expr:
-    """Whether the reward reaches the threshold; null where it is no measurement."""
-    return pl.when(is_measured(state.settings)).then(pl.col("reward") >= state.threshold)
+def _good(state: State) -> pl.Series:
+    """For each row whether its reward reaches the threshold; null where it is no measurement."""
+    rewards = state.rows.select(pl.when(is_measured(state.settings)).then("reward").alias("reward")).collect()
+    return (rewards["reward"] >= _threshold(state)).alias("good")
 
 
 def _repetition(state: State) -> pl.Series:
     from .near import completion_text
     from .repetition import repetition
 
-    kept = state.kept(*PLACE)
-    places = kept.select(PLACE).iter_rows()
-    values = [repetition(completion_text(read_rollout(Origin(*place)).completion)) for place in places]
-    return state.spread(kept.with_columns(repetition=pl.Series(values, dtype=pl.Float64)), "repetition")
+    kept, known = state.kept(*PLACE), state.read.repetition
+    for index, *place in kept.filter(~pl.col("index").is_in(list(known))).select("index", *PLACE).iter_rows():
+        known[index] = repetition(completion_text(read_rollout(Origin(*place)).completion))
+    values = pl.Series([known[index] for index in kept["index"]], dtype=pl.Float64)
+    return state.spread(kept.with_columns(repetition=values), "repetition")
 
 
 def _ordered(state: State, *columns: str) -> pl.DataFrame:
@@ -107,16 +126,26 @@ def _copy(state: State) -> pl.Series:
 
 
 def _near_copy(state: State) -> pl.Series:
-    from .near import completion_text, near_duplicates
+    from .near import _FEW
 
     tasks = _ordered(state, *PLACE).group_by("task").agg(pl.col("index", *PLACE)).filter(pl.col("index").list.len() > 1)
     near: list[int] = []
     # In the order of the files, so that what is read lies together.
-    for indexes, *places in tasks.sort(pl.col("index").list.min()).select("index", *PLACE).iter_rows():
-        origins = (Origin(*place) for place in zip(*places, strict=True))
-        found = near_duplicates([completion_text(read_rollout(origin).completion) for origin in origins])
-        near += [index for index, earlier in zip(indexes, found, strict=True) if earlier is not None]
+    for task, indexes, *places in tasks.sort(pl.col("index").list.min()).select("task", "index", *PLACE).iter_rows():
+        compared, repeats = state.read.near.get(task, ([], []))
+        # A higher threshold leaves the better ones, each compared with those before it alone; many are only sketched.
+        if compared[: len(indexes)] != indexes or (len(compared) > _FEW) != (len(indexes) > _FEW):
+            repeats = _repeats(Origin(*place) for place in zip(*places, strict=True))
+            state.read.near[task] = (indexes, repeats)
+        near += [index for index, repeat in zip(indexes, repeats, strict=False) if repeat]
     return state.spread(pl.DataFrame({"index": near}, {"index": pl.UInt32}).with_columns(near=True), "near")
+
+
+def _repeats(origins: Iterable[Origin]) -> list[bool]:
+    from .near import completion_text, near_duplicates
+
+    found = near_duplicates([completion_text(read_rollout(origin).completion) for origin in origins])
+    return [earlier is not None for earlier in found]
 
 
 def _place(state: State) -> pl.Series:

@@ -52,13 +52,6 @@ def _other(column: str, wanted: Sequence[str] | None, unwanted: Sequence[str] | 
     return pl.any_horizontal(parts) if parts else None
 
 
-def in_scope(settings: FilterSettings) -> pl.Expr:
-    """Whether a row's agent and environment are among those that are asked for."""
-    agent = _other("agent", settings.agents, settings.exclude_agents)
-    environment = _other("environment", settings.environments, settings.exclude_environments)
-    return ~pl.any_horizontal(pl.lit(False), *(part for part in (agent, environment) if part is not None))
-
-
 COLUMN_RULES = (
     Rule(
         "reject",

@@ -44,8 +44,8 @@ class FilterSettings(BaseModel, extra="forbid"):
     reward_threshold: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="Lowest reward that is kept. Unset: the highest for binary rewards, 0.8 for rewards within "
-        "0 and 1; other rewards need a value",
+        description="Lowest reward that is kept. Unset: of the rows that are left, the highest for binary "
+        "rewards, 0.8 for rewards within 0 and 1; else each environment's own by these rules; else it needs a value",
         json_schema_extra={"source": "NeMo Gym's offline-training tutorial; ours for fractional rewards"},
     )
     max_reward: float | None = Field(
@@ -63,7 +63,8 @@ class FilterSettings(BaseModel, extra="forbid"):
     cap_per_task: int = Field(
         default=4,
         ge=1,
-        description="Most distinct completions kept of one task; duplicates are dropped first. See balance",
+        description="Most distinct completions kept of one task; duplicates are dropped first. See balance; not with "
+        "none",
         json_schema_extra={"source": "RFT, arXiv 2308.01825: the gains come from distinct paths"},
     )
     balance: Literal["uniform", "prop2diff", "none"] = Field(
@@ -155,7 +156,8 @@ class FilterSettings(BaseModel, extra="forbid"):
     )
     validation: HeldOut = Field(
         default=0.1,
-        description="Share of the tasks (clusters) held out for validation; 0 holds out none",
+        description="Share of the tasks (clusters) held out for validation, such as 0.1 or validation=0.1; 0 holds out "
+        "none",
         json_schema_extra={"source": "ours", "flags": ["--split"]},
     )
     cluster: str | None = Field(
@@ -183,7 +185,7 @@ class FilterSettings(BaseModel, extra="forbid"):
     max_line_bytes: int = Field(
         default=64_000_000,
         ge=1,
-        description="Longer lines are refused unread",
+        description="Longer lines are refused unread; not with a table, whose lines are read already",
         json_schema_extra={"source": "ours: no rollout is that long"},
     )
     seed: int = Field(

@@ -115,6 +115,17 @@ def open_source(
 
 def _look_ahead(settings: FilterSettings, *, ready: bool) -> dict[str, str]:
     """Finds what is wrong with the settings before minutes go by reading; returns the clusters of the user's file."""
+    given = settings.model_fields_set
+    if settings.balance == "none" and "cap_per_task" in given:
+        raise UserError(
+            f"--cap-per-task {settings.cap_per_task} has no effect with --balance none, which keeps all of a task",
+            remedy="leave out one of the two",
+        )
+    if ready and "max_line_bytes" in given:
+        raise UserError(
+            f"--max-line-bytes {settings.max_line_bytes} has no effect on a table, whose lines are read already",
+            remedy="leave it out, or name the rollout files instead of the table",
+        )
     if settings.where is not None and not ready:  # a table that is ready may have columns of its own
         parse_where(settings.where, list(SCHEMA), prefix=COMPONENT)
     for path in settings.benchmark or ():

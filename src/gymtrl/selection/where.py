@@ -15,6 +15,7 @@ EXAMPLE = "for example --where \"turns <= 15 and not truncated and agent = 'x'\"
 
 _QUOTED = re.compile(r"""(?<!\w)'[^'\\]*'|"[^"'\\]*\"""")
 _ODD = re.compile(r"""['"`$#;\\]|--|/\*""")
+_DISTINCT = re.compile(r"\bis\s+(not\s+)?distinct\s+from\b", re.IGNORECASE)
 _QUERY = re.compile(r"\b(select|from|table|values|with)\b", re.IGNORECASE)
 
 
@@ -72,6 +73,12 @@ def _explained(condition: str) -> Iterator[None]:
 def _refuse_queries(condition: str) -> None:
     """Quoted text may say anything; what is left must hold no sign of a query, a comment or another kind of quote."""
     bare = _QUOTED.sub(" ", condition)
+    if _DISTINCT.search(bare):
+        # Polars parses so, and "a is distinct from 1 and b" would quietly mean something else.
+        raise UserError(
+            f"--where {condition!r}: 'is distinct from' takes all that follows for its right side, 'and' included",
+            remedy=f"write (a <> 'x' or a is null), or (a is not null and a = 'x') for its opposite; {EXAMPLE}",
+        )
     found = _ODD.search(bare) or _QUERY.search(bare)
     if found:
         raise UserError(
