@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -189,7 +189,7 @@ def _index(rows: Sequence[HeldOut]) -> _HeldOutTexts:
     tasks: defaultdict[str, set[int]] = defaultdict(set)
     for line, texts in wholes.items():
         tasks[tied[line]].update(*(said.get(whole, ()) for whole in texts))
-    boilerplate = _shared_by_many(tasks.values())
+    boilerplate = _shared_by_many(tasks.values(), len(tasks))
     owners: dict[int, list[int]] = {}
     for whole, number in equal.items():
         for ngram in said[whole] - boilerplate:
@@ -219,14 +219,16 @@ def _prompt_boilerplate(texts: Mapping[int, _Text]) -> set[int]:
         for environment in text.environments:
             inside[environment][task].append(text)
     found: set[int] = set()
-    for tasks in (everywhere, *inside.values()):
-        found |= _shared_by_many([{ngram for text in members for ngram in text.held} for members in tasks.values()])
+    for tasks in (everywhere, *(inside.values() if len(inside) > 1 else ())):
+        found |= _shared_by_many(
+            ({ngram for text in members for ngram in text.held} for members in tasks.values()), len(tasks)
+        )
     return found
 
 
-def _shared_by_many(tasks: Collection[Set[int]]) -> set[int]:
+def _shared_by_many(tasks: Iterable[Set[int]], number: int) -> set[int]:
     """The n-grams of more than 10 tasks, or of more than half of them and more than two."""
-    most = min(MOST_TASKS, max(2, len(tasks) // 2))
+    most = min(MOST_TASKS, max(2, number // 2))
     return {ngram for ngram, count in Counter(ngram for task in tasks for ngram in task).items() if count > most}
 
 
