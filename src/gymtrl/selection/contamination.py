@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from gymtrl.errors import UserError
-from gymtrl.rollouts.codec import TOO_DEEP, decode_json, is_deep
-from gymtrl.rollouts.items import Refused
-from gymtrl.rollouts.keys import input_key
-from gymtrl.rollouts.loose import read_conversation
-from gymtrl.rollouts.reader import read_bytes, read_lines
-from gymtrl.rollouts.record import Line, Message
-from gymtrl.text import plain
+from gymtrl.rollouts.groups import tie
 
-from .words import ngrams, split_words
+from .held_out import HeldOut
+from .words import split_words
 
 # Of arXiv 2005.14165, appendix C: 13-grams of lower-cased words without punctuation, of which those that more than 10
 # documents share are boilerplate. There one n-gram in common is an overlap. Here half of them are asked for, which is
@@ -28,28 +22,29 @@ NGRAM = 13
 MOST_TASKS = 10
 SHARE = 0.5
 
-_CHATS = ("messages", "prompt")
-_TEXTS = ("prompt", "question", "problem", "input", "text", "instruction")
+# Ours. Fewer words say too little to be looked for inside of other texts.
+SHORTEST = 5
+# How much of a held-out text must be there where the prompts' boilerplate is all that it has in common with one.
+WHOLE = 0.8
+
 # Taken off both ends of a word. Signs that mean something (+ - / = $ \ %) stay, so that 5 - 3 is not 5 + 3.
 _PUNCTUATION = ".,;:!?\"'`()[]{}<>*_#…–—«»‹›“”‘’„‚、。「」『』【】《》·¿¡|~"
-_ANSWER = {"output": [{"type": "message", "role": "assistant", "content": "."}]}
 
 
-class HeldOut(NamedTuple):
-    """A task that must stay unseen.
+class Prompt(NamedTuple):
+    """What is looked for in the held-out tasks.
 
     Attributes:
-        file (`str`): The file that names it.
-        line (`int`): The line, from 1.
+        task_key (`str`): The task.
+        input_key (`str`, *optional*): Its input row.
+        environment (`str`, *optional*): The environment or the agent; what most of its tasks say is boilerplate.
         text (`str`): What it asks.
-        task_key, input_key (`str`, *optional*): Its keys, where the line gives them.
     """
 
-    file: str
-    line: int
-    text: str
-    task_key: str | None
+    task_key: str
     input_key: str | None
+    environment: str | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,8 @@ class Overlap:
         index (`int`): The prompt, counted from 0.
         by (`str`): What they share: `task_key`, `input_key` or `ngram`.
         file (`str`), line (`int`): The held-out task; the one with most in common, where there are several.
-        share (`float`): N-grams in common over those of the shorter text, boilerplate left out; 1 for a key.
+        share (`float`): N-grams in common over those of the shorter text, boilerplate left out; over all of the
+            held-out text, where only so much is in common; 1 for a key and for equal texts.
     """
 
     index: int
@@ -71,71 +67,69 @@ class Overlap:
 
 
 @dataclass
-class _Task:
-    """A prompt text of a task.
+class _Text:
+    """A text that prompts have.
 
     Attributes:
-        size (`int`): N-grams not known to be boilerplate when it was read.
-        held (`list[int]`): Hashes of those that held-out tasks have too.
+        words (`int`): Its words.
+        size (`int`): N-grams that are no boilerplate of the held-out tasks.
+        held (`array`): Hashes of those that held-out tasks have too.
+        environments (`set`): Where it is asked.
+        keys (`set`): Keys of its tasks.
         indexes (`list[int]`): The prompts with this text that share no key with a held-out task.
     """
 
+    words: int
     size: int
-    held: list[int]
+    held: array[int]
+    environments: set[str | None] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
     indexes: list[int] = field(default_factory=list)
 
 
-def held_out_texts(path: Path) -> list[HeldOut]:
-    """Reads a file of tasks that must stay unseen.
+@dataclass(frozen=True)
+class _HeldOutTexts:
+    """What held-out tasks say, boilerplate left out; of rows with equal texts the first.
 
-    Args:
-        path (`Path`): JSONL of Gym rollouts, of Gym input rows, of chats (`messages`, or `prompt` as a list), or of
-            rows with a text under `prompt`, `question`, `problem`, `input`, `text` or `instruction`. A row with
-            several of them counts once for each.
-
-    Returns:
-        `list[HeldOut]`: In the order of the lines.
-
-    Raises:
-        `UserError`: If the file is missing or empty, or a line names no task.
+    Attributes:
+        equal (`dict[int, int]`): The row of each text, by the text's hash.
+        owners (`dict[int, list[int]]`): The rows of each n-gram.
+        sizes (`dict[int, int]`): How many n-grams a row has.
+        short (`dict[int, int]`): How many words a row has that is too short for an n-gram of the usual length.
+        starts (`dict[str, set[int]]`): By first word, how many words such rows have.
+        boilerplate (`set[int]`): N-grams of too many tasks.
     """
-    found = [task for line in read_lines([path]) for task in _tasks(line)]
-    if not found:
-        raise UserError(f"{path} has no rows", remedy="name a JSONL file with one held-out task a line")
-    return found
+
+    equal: Mapping[int, int]
+    owners: Mapping[int, Sequence[int]]
+    sizes: Mapping[int, int]
+    short: Mapping[int, int]
+    starts: Mapping[str, Set[int]]
+    boilerplate: Set[int]
 
 
-def prompt_text(messages: Sequence[Message]) -> str:
-    """What a prompt asks: its user turns, or all of it where there are none.
+def find_overlaps(prompts: Iterable[Prompt], held_out: Sequence[HeldOut]) -> dict[int, Overlap]:
+    """Finds prompts that overlap held-out tasks: by key, else by equal texts, else by the texts' word n-grams.
 
-    The system prompt, and assistant and tool turns (worked examples, what came before the question), are left out:
-    they are the environment's and much the same in all its tasks. An image counts as one word, made of its URL.
-    """
-    asked = [message for message in messages if message.role == "user"]
-    return _joined(asked).strip() or _joined(messages).strip()
+    An n-gram has 13 words; a held-out text of 5 to 12 words is one n-gram of its own length, and a shorter one is only
+    compared as a whole. An n-gram is boilerplate if, on either side, more than 10 tasks have it, or more than half of
+    them and more than two; among the prompts also if that is so within one environment. Prompts of equal text or with a
+    key in common are one task here, and so are the texts of one held-out line.
 
+    What is boilerplate of the held-out tasks is ignored. Of the rest, a prompt overlaps a text if
 
-def find_overlaps(
-    prompts: Iterable[tuple[str, str | None, str]],
-    held_out: Sequence[HeldOut],
-    *,
-    n: int = NGRAM,
-    share: float = SHARE,
-) -> dict[int, Overlap]:
-    """Finds prompts that overlap held-out tasks: by key, else by the word n-grams of their texts.
-
-    A text of fewer words is an n-gram of its own, and every text, as a whole, counts as one more. An n-gram that, on
-    either side, stands in more than 10 tasks, or in more than half of them and more than two, is boilerplate and
-    ignored. How much two texts share is measured on the shorter, so that a question is found in any template.
+    - at least half of what is no boilerplate of the prompts either, on the shorter side, is in both, so that a question
+      is found in any template; or
+    - at least 80 % of the held-out text is in the prompt, boilerplate of the prompts or not, and what is not there is
+      boilerplate. So a question is found that many prompts repeat; one of fewer than 13 words must then be half of the
+      prompt.
 
     What results does not depend on the order of the prompts or of the held-out tasks. Memory holds hashes of the
-    held-out n-grams and, of the prompts, those found among them.
+    held-out n-grams and, of each different prompt, those found among them.
 
     Args:
-        prompts (`Iterable[tuple]`): Task key, input key and prompt text of each; read once.
+        prompts (`Iterable[Prompt]`): The prompts; read once.
         held_out (`Sequence[HeldOut]`): What must stay unseen.
-        n (`int`, *optional*, defaults to 13): Words of an n-gram.
-        share (`float`, *optional*, defaults to 0.5): Lowest share in common; at 0 a single n-gram is enough.
 
     Returns:
         `dict[int, Overlap]`: The overlap of each prompt that has one, by its index, in order.
@@ -143,138 +137,132 @@ def find_overlaps(
     rows = sorted(held_out, key=lambda row: (row.file, row.line, row.text))
     by_task = {row.task_key: row for row in reversed(rows) if row.task_key}
     by_input = {row.input_key: row for row in reversed(rows) if row.input_key}
-    owners, common = _held_out_ngrams(rows, n)
+    held = _index(rows)
     overlaps: dict[int, Overlap] = {}
-    tasks: dict[tuple[str, int], _Task] = {}
-    sharers: defaultdict[int, set[str]] = defaultdict(set)
-    for index, (task_key, task_input, text) in enumerate(prompts):
-        identity = task_key, _hash(text)
-        if identity not in tasks:
-            task = tasks[identity] = _look_up(text, n, owners, common)
-            for ngram in task.held:
-                sharers[ngram].add(task_key)
-                if len(sharers[ngram]) > MOST_TASKS:
-                    common.add(ngram)
-                    del sharers[ngram]
+    texts: dict[int, _Text] = {}
+    for index, (task_key, input_key, environment, asked) in enumerate(prompts):
+        words = _words(asked)
+        whole = _hash(words)
+        if whole not in texts:
+            texts[whole] = _look_up(words, held)
+        text = texts[whole]
+        text.environments.add(environment)
+        text.keys.update(key for key in (task_key, input_key) if key)
         if task_key in by_task:
-            overlaps[index] = _by_key(index, "task_key", by_task[task_key])
-        elif task_input in by_input:
-            overlaps[index] = _by_key(index, "input_key", by_input[task_input])
+            overlaps[index] = _overlap(index, "task_key", by_task[task_key])
+        elif input_key in by_input:
+            overlaps[index] = _overlap(index, "input_key", by_input[input_key])
+        elif whole in held.equal:
+            overlaps[index] = _overlap(index, "ngram", rows[held.equal[whole]])
         else:
-            tasks[identity].indexes.append(index)
-    most = _most_tasks(len({task_key for task_key, _ in tasks}))
-    common |= {ngram for ngram, keys in sharers.items() if len(keys) > most}
-    sizes = Counter(number for ngram, numbers in owners.items() if ngram not in common for number in numbers)
-    for task in tasks.values():
-        number, part = _closest(task, owners, sizes, common)
-        if part and part >= share:
-            row = rows[number]
-            overlaps |= {index: Overlap(index, "ngram", row.file, row.line, part) for index in task.indexes}
+            text.indexes.append(index)
+    common = _prompt_boilerplate(texts)
+    sizes = Counter(number for ngram, numbers in held.owners.items() if ngram not in common for number in numbers)
+    for text in texts.values():
+        part, _, negated = max(_parts(text, held, sizes, common), default=(0.0, 0, 0))
+        if part:
+            overlaps |= {index: _overlap(index, "ngram", rows[-negated], part) for index in text.indexes}
     return dict(sorted(overlaps.items()))
 
 
-def _tasks(line: Line) -> Iterator[HeldOut]:
-    """The tasks that a line of a held-out file names."""
-    file, number = line.origin.file, line.origin.line
-    if line.rollout is not None:
-        asked = prompt_text(line.rollout.prompt)
-        yield HeldOut(file, number, asked, line.rollout.task_key, line.rollout.input_key)
-        return
-    if line.reason in ("malformed_json", "not_object", "line_too_long"):
-        raise UserError(f"{line.origin} is no JSON object that can be read: {plain(line.detail)}")
-    row = decode_json(read_bytes(line.origin))
-    if is_deep(row):
-        raise UserError(f"{line.origin} is {TOO_DEEP}")
-    if isinstance(row.get("responses_create_params"), dict):
-        key = input_key(row) if line.reason in ("task_only", "materialized_input") else None
-        yield HeldOut(file, number, prompt_text(_asked(row["responses_create_params"], line)), None, key)
-        return
-    chats = [prompt_text(_chat(row[name])) for name in _CHATS if isinstance(row.get(name), list)]
-    texts = [text for text in (*chats, *(row.get(name) for name in _TEXTS)) if isinstance(text, str) and text.strip()]
-    if not texts:
-        keys = ", ".join(list(map(str, row))[:10]) or "none"
-        raise UserError(
-            f"{line.origin} names no task that could be held out; its keys: {plain(keys)}",
-            remedy=f"give each row its text under one of {', '.join(_TEXTS)}, or a chat under messages",
+def _index(rows: Sequence[HeldOut]) -> _HeldOutTexts:
+    equal: dict[int, int] = {}
+    short: dict[int, int] = {}
+    starts: defaultdict[str, set[int]] = defaultdict(set)
+    said: dict[int, set[int]] = {}
+    wholes: defaultdict[str, list[int]] = defaultdict(list)
+    keys: defaultdict[str, list[str]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        words = _words(row.text)
+        whole = _hash(words)
+        line = f"{row.file}:{row.line}"
+        wholes[line].append(whole)
+        keys[line] += [key for key in (row.task_key, row.input_key) if key]
+        if words and whole not in equal:
+            equal[whole] = number
+            said[whole] = _ngram_hashes(words)
+            if SHORTEST <= len(words) < NGRAM:
+                said[whole] = {whole}
+                short[number] = len(words)
+                starts[words[0]].add(len(words))
+    tied = tie((line, [tuple(texts), *keys[line]]) for line, texts in wholes.items())
+    tasks: defaultdict[str, set[int]] = defaultdict(set)
+    for line, texts in wholes.items():
+        tasks[tied[line]].update(*(said.get(whole, ()) for whole in texts))
+    boilerplate = _shared_by_many(tasks.values(), len(tasks))
+    owners: dict[int, list[int]] = {}
+    for whole, number in equal.items():
+        for ngram in said[whole] - boilerplate:
+            owners.setdefault(ngram, []).append(number)
+    sizes = Counter(number for numbers in owners.values() for number in numbers)
+    return _HeldOutTexts(equal, owners, sizes, short, starts, boilerplate)
+
+
+def _look_up(words: Sequence[str], held: _HeldOutTexts) -> _Text:
+    hashes = _ngram_hashes(words) - held.boilerplate
+    for start, word in enumerate(words):
+        for length in held.starts.get(word, ()):
+            ngram = _hash(words[start : start + length])
+            if ngram in held.owners:
+                hashes.add(ngram)
+    return _Text(len(words), len(hashes), array("Q", (ngram for ngram in hashes if ngram in held.owners)))
+
+
+def _prompt_boilerplate(texts: Mapping[int, _Text]) -> set[int]:
+    """N-grams that too many tasks have, of all the prompts or of those of one environment."""
+    tied = tie((str(whole), sorted(text.keys)) for whole, text in texts.items())
+    everywhere: defaultdict[str, list[_Text]] = defaultdict(list)
+    inside: defaultdict[str | None, defaultdict[str, list[_Text]]] = defaultdict(lambda: defaultdict(list))
+    for whole, text in texts.items():
+        task = tied[str(whole)]
+        everywhere[task].append(text)
+        for environment in text.environments:
+            inside[environment][task].append(text)
+    found: set[int] = set()
+    for tasks in (everywhere, *(inside.values() if len(inside) > 1 else ())):
+        found |= _shared_by_many(
+            ({ngram for text in members for ngram in text.held} for members in tasks.values()), len(tasks)
         )
-    for text in texts:
-        yield HeldOut(file, number, text, None, None)
-
-
-def _asked(request: dict[str, Any], line: Line) -> Sequence[Message]:
-    """The prompt of an input row, read as that of a rollout would be."""
-    try:
-        return read_conversation(request, _ANSWER).prompt
-    except Refused as refused:
-        raise UserError(f"{line.origin} holds no prompt that can be read: {plain(refused.detail)}") from None
-
-
-def _chat(turns: Sequence[Any]) -> list[Message]:
-    """The texts of a chat in the form of chat completions."""
-    found = []
-    for turn in turns:
-        content = turn.get("content") if isinstance(turn, dict) else None
-        if isinstance(content, list):
-            parts = [part.get("text") for part in content if isinstance(part, dict)]
-            content = "".join(part for part in parts if isinstance(part, str))
-        if isinstance(content, str):
-            found.append(Message(role=turn.get("role"), content=content))
     return found
 
 
-def _joined(messages: Iterable[Message]) -> str:
-    return "\n".join(text for message in messages for text in (message.content, *map(_image_word, message.images)))
+def _shared_by_many(tasks: Iterable[Set[int]], number: int) -> set[int]:
+    """The n-grams of more than 10 tasks, or of more than half of them and more than two."""
+    most = min(MOST_TASKS, max(2, number // 2))
+    return {ngram for ngram, count in Counter(ngram for task in tasks for ngram in task).items() if count > most}
 
 
-def _image_word(url: str) -> str:
-    return f"image:{_hash(url):016x}"
+def _parts(text: _Text, held: _HeldOutTexts, sizes: Counter[int], common: Set[int]) -> Iterable[tuple[float, int, int]]:
+    """How much a text has in common with each row that it overlaps, in n-grams too, and the row, negated."""
+    rare = [ngram for ngram in text.held if ngram not in common]
+    size = text.size - len(text.held) + len(rare)
+    shared = Counter(number for ngram in rare for number in held.owners[ngram])
+    for number, count in Counter(number for ngram in text.held for number in held.owners[ngram]).items():
+        part = shared[number] / min(size, sizes[number]) if shared[number] else 0.0
+        if part >= SHARE:
+            yield part, shared[number], -number
+        whole = count / held.sizes[number]
+        if whole >= WHOLE and shared[number] == sizes[number] and _holds(text, number, held):
+            yield whole, count, -number
 
 
-def _held_out_ngrams(rows: Sequence[HeldOut], n: int) -> tuple[dict[int, list[int]], set[int]]:
-    """For each n-gram the rows that have it, and the n-grams that are boilerplate; of equal rows the first."""
-    owners: dict[int, list[int]] = {}
-    seen: set[str] = set()
-    for number, row in enumerate(rows):
-        if row.text not in seen:
-            seen.add(row.text)
-            for ngram in _ngram_hashes(row.text, n):
-                owners.setdefault(ngram, []).append(number)
-    most = _most_tasks(len(seen))
-    return owners, {ngram for ngram, numbers in owners.items() if len(numbers) > most}
+def _holds(text: _Text, number: int, held: _HeldOutTexts) -> bool:
+    """Whether a text that has the n-grams of a row says enough of it: a few words must be half of it."""
+    return text.words <= 2 * held.short.get(number, text.words)
 
 
-def _most_tasks(tasks: int) -> int:
-    """How many tasks may share an n-gram that says something."""
-    return min(MOST_TASKS, max(2, tasks // 2))
+def _words(text: str) -> list[str]:
+    return [word.strip(_PUNCTUATION) or word for word in split_words(unicodedata.normalize("NFKC", text).lower())]
 
 
-def _ngram_hashes(text: str, n: int) -> set[int]:
-    normal = split_words(unicodedata.normalize("NFKC", text).lower())
-    words = [word.strip(_PUNCTUATION) or word for word in normal]
-    hashes = {_hash(ngram) for ngram in ngrams(words, n)}
-    return hashes | {_hash(" ".join(words))} if words else hashes
+def _ngram_hashes(words: Sequence[str]) -> set[int]:
+    return {_hash(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)}
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+def _hash(words: Sequence[str]) -> int:
+    text = " ".join(words).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def _by_key(index: int, by: Literal["task_key", "input_key"], row: HeldOut) -> Overlap:
-    return Overlap(index, by, row.file, row.line, 1.0)
-
-
-def _look_up(text: str, n: int, owners: Mapping[int, Sequence[int]], common: Set[int]) -> _Task:
-    hashes = _ngram_hashes(text, n) - common
-    return _Task(len(hashes), [ngram for ngram in hashes if ngram in owners])
-
-
-def _closest(
-    task: _Task, owners: Mapping[int, Sequence[int]], sizes: Mapping[int, int], common: Set[int]
-) -> tuple[int, float]:
-    """The held-out row that shares most with a task, and how much; 0 where none shares anything."""
-    rare = [ngram for ngram in task.held if ngram not in common]
-    size = task.size - len(task.held) + len(rare)
-    shared = Counter(number for ngram in rare for number in owners[ngram])
-    parts = ((count / min(size, sizes[number]), count, -number) for number, count in shared.items())
-    part, _, negated = max(parts, default=(0.0, 0, 0))
-    return -negated, part
+def _overlap(index: int, by: Literal["task_key", "input_key", "ngram"], row: HeldOut, share: float = 1.0) -> Overlap:
+    return Overlap(index, by, row.file, row.line, share)

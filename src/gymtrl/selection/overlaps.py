@@ -37,15 +37,17 @@ def find_overlapping(state: State, benchmarks: Sequence[Path]) -> dict[str, Over
     Raises:
         `UserError`: If a benchmark cannot be read, or a rollout is no longer where the table says.
     """
-    from .contamination import find_overlaps, held_out_texts, prompt_text
+    from .contamination import Prompt, find_overlaps
+    from .held_out import held_out_texts, prompt_text
 
     held_out = [text for path in benchmarks for text in held_out_texts(path)]
-    kept = state.kept("task_key", "input_key", *PLACE)
-    tasks = kept.unique(["task_key", "input_key"], keep="first", maintain_order=True)
+    kept = state.kept("task_key", "input_key", "environment", "agent", *PLACE)
+    named = kept.with_columns(pl.coalesce("environment", "agent"))
+    tasks = named.unique(["task_key", "input_key"], keep="first", maintain_order=True)
 
-    def prompts() -> Iterator[tuple[str, str | None, str]]:
-        for task_key, input_key, *place in tasks.select("task_key", "input_key", *PLACE).iter_rows():
-            yield task_key, input_key, prompt_text(read_rollout(Origin(*place)).prompt)
+    def prompts() -> Iterator[Prompt]:
+        for task, row, environment, *place in tasks.select("task_key", "input_key", "environment", *PLACE).iter_rows():
+            yield Prompt(task, row, environment, prompt_text(read_rollout(Origin(*place)).prompt))
 
     keys = tasks["task_key"]
     return {
