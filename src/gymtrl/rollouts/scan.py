@@ -152,7 +152,7 @@ def read_facts(table: Path) -> TableFacts | None:
     """
     try:
         told = pl.read_parquet_metadata(table).get(_FACTS)
-        schema = pl.read_parquet_schema(table)
+        schema = pl.scan_parquet(table, glob=False).collect_schema()
     except FileNotFoundError:
         raise UserError(f"{table} does not exist", remedy=_MAKE) from None
     except (pl.exceptions.PolarsError, OSError) as error:
