@@ -21,7 +21,7 @@ from .record import Line
 from .table import raw_table
 
 LINES_A_TABLE = 10_000
-"""Lines that are held in memory together; of short lines a piece has millions."""
+"""Rows that are held in memory together; of short lines a piece has millions."""
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -76,8 +76,10 @@ def scan_piece(piece: Piece) -> Scanned:
 
     tables: list[str] = []
     reading = lines()
-    while batch := list(islice(reading, LINES_A_TABLE)):
-        table = raw_table(batch)
+    full = True
+    while full:
+        table = raw_table(islice(reading, LINES_A_TABLE))  # not a list: chats are forgotten one by one
+        full = table.height == LINES_A_TABLE
         tables.append(f"{piece.tables}-{len(tables)}.arrow")
         table.write_ipc(tables[-1])
         found = table.height - table["task_key"].null_count()
