@@ -10,7 +10,7 @@ import polars as pl
 
 from gymtrl.errors import UserError
 from gymtrl.rollouts.inputs import expand_inputs, require_rollouts
-from gymtrl.rollouts.scan import table_for
+from gymtrl.rollouts.scan import read_facts, table_for
 from gymtrl.rollouts.sidecars import inputs_beside
 from gymtrl.rollouts.table import COMPONENT, SCHEMA
 
@@ -135,15 +135,8 @@ def _look_ahead(settings: FilterSettings, *, ready: bool) -> dict[str, str]:
 
 
 def _open(path: Path) -> pl.LazyFrame:
-    try:
-        rows = pl.scan_parquet(path, glob=False)
-        schema = rows.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        first = str(error).partition("\n")[0]
-        raise UserError(f"{path} is no Parquet file: {first}", remedy=_MAKE) from None
-    wrong = [name for name, kind in SCHEMA.items() if schema.get(name) != kind]
-    if wrong:
-        raise UserError(f"{path} is no rollout table of this version: {', '.join(wrong)}", remedy=_MAKE)
+    read_facts(path)  # refuses what is no table
+    rows = pl.scan_parquet(path, glob=False)
     if rows.select(pl.any_horizontal(pl.col(PLACE).is_null().any())).collect(engine="streaming").item():
         raise UserError(f"{path} has rows without a place in a file", remedy=_MAKE)
     return rows.drop("split", "drop_reason", strict=False)
