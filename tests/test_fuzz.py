@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -353,7 +354,8 @@ def test_both_looks_agree_on_broken_lines(monkeypatch: pytest.MonkeyPatch, gym_s
         made = json.loads(chance.choice(sound))
         for _ in range(chance.choice((1, 1, 2))):
             owner, key = chance.choice(list(places(made)))
-            owner[key] = chance.choice([*ODD, [owner[key]], {"text": owner[key]}])
+            # A copy: what is broken again must not break the next row.
+            owner[key] = copy.deepcopy(chance.choice([*ODD, [owner[key]], {"text": owner[key]}]))
         assert_looks_agree(monkeypatch, [json.dumps(made).encode()])
     broken = (mutated(chance.choice(rows), chance) for _ in range(MUTATIONS))
     assert_looks_agree(monkeypatch, broken)
