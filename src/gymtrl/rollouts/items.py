@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from .codec import TOO_DEEP, is_deep
+from .codec import MAX_DEPTH, TOO_DEEP, is_deep
 from .record import ToolCall
 from .source import Item, Part
 
@@ -141,7 +141,7 @@ def _read_call(call: Item) -> ToolCall:
     arguments = _decode_arguments(raw)
     if not isinstance(arguments, dict):
         raise Refused("bad_tool_arguments", f"the arguments of a call of {name} are no JSON object: {raw[:80]!r}")
-    if is_deep(arguments):
+    if len(raw) > MAX_DEPTH and is_deep(arguments):
         raise Refused("bad_tool_arguments", f"the arguments of a call of {name} are {TOO_DEEP}")
     return ToolCall(call.call_id or "", name, arguments, raw)
 

@@ -92,9 +92,11 @@ def read_items(asked: Prompt, output: Sequence[Item]) -> Conversation:
     completion, turns = _fold(said, calls, flags)
     if any(map(_is_empty, completion)):
         raise Refused("empty_assistant", "an assistant turn without text, visible reasoning or call")
-    recorded = _recorded(turns)
-    if not recorded and any(turns):
-        flags.add("token_ids_partial")
+    recorded: tuple[RecordedTurn, ...] = ()
+    if any([item.generation_token_ids for item in said]):
+        recorded = _recorded(turns)
+        if not recorded:
+            flags.add("token_ids_partial")
     return Conversation(prompt, tuple(completion), recorded, {call.name for call in calls.values()}, flags)
 
 
@@ -146,7 +148,7 @@ def _fold_prompt(items: Iterable[Item], calls: Mapping[str, ToolCall], flags: se
 def _fold(
     items: Iterable[Item], calls: Mapping[str, ToolCall], flags: set[str]
 ) -> tuple[list[Message], list[list[Item]]]:
-    """Messages, and for each of the assistant its items with recorded tokens; another speaker closes a message."""
+    """Messages, and for each of the assistant its items; another speaker closes a message."""
     messages: list[Message] = []
     turns: list[list[Item]] = []
     turn: list[Item] = []
@@ -154,7 +156,7 @@ def _fold(
         role = item.role
         if item.type == "message" and role != "assistant":
             text, images, offsets = _content(item.content)
-            message = Message(role, text, images, image_offsets=offsets)  # type: ignore[arg-type]
+            message = Message(role, text, images, None, (), None, None, offsets)  # type: ignore[arg-type]
             if role == "developer":
                 flags.add("developer_role")
         elif item.type == "function_call_output":
@@ -166,12 +168,12 @@ def _fold(
             continue
         if turn:
             messages.append(_assistant(turn, calls, flags))
-            turns.append([item for item in turn if item.generation_token_ids])
+            turns.append(turn)
             turn = []
         messages.append(message)
     if turn:
         messages.append(_assistant(turn, calls, flags))
-        turns.append([item for item in turn if item.generation_token_ids])
+        turns.append(turn)
     return messages, turns
 
 
@@ -202,12 +204,13 @@ def _recorded(turns: Iterable[Sequence[Item]]) -> tuple[RecordedTurn, ...]:
     """Token ids of every turn, or of none: half a record cannot be trained on."""
     recorded = []
     for turn in turns:
-        if len(turn) != 1:
+        held = [item for item in turn if item.generation_token_ids]
+        if len(held) != 1:
             return ()
         prompt, generated, log_probs = (
-            turn[0].prompt_token_ids,
-            turn[0].generation_token_ids,
-            turn[0].generation_log_probs,
+            held[0].prompt_token_ids,
+            held[0].generation_token_ids,
+            held[0].generation_log_probs,
         )
         if not prompt or generated is None or log_probs is None or len(generated) != len(log_probs):
             return ()

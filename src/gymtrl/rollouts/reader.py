@@ -140,14 +140,22 @@ def _raw_lines(stream: BinaryIO, part: Range, limit: int) -> Iterator[tuple[Orig
     while offset < stop and (raw := stream.readline(limit + 2)):
         number += 1
         start, offset = offset, offset + len(raw)
-        data = raw.rstrip(b"\r\n")
+        length = _without_break(raw)
         cut = len(raw) == limit + 2 and not raw.endswith(b"\n")
-        if cut or len(data) > limit:
+        if cut or length > limit:
             size, length, identity = _skip(stream, raw)
             offset = start + size
             yield Origin(file, number, start, length, identity), None
         else:
-            yield Origin(file, number, start, len(data), row_id(data)), b"" if data.isspace() else data
+            identity = row_id(memoryview(raw)[:length])
+            # The line break stays: to JSON it is a space, and to take it off would copy the line.
+            yield Origin(file, number, start, length, identity), b"" if raw.isspace() else raw
+
+
+def _without_break(raw: bytes) -> int:
+    """Bytes of a line up to the carriage returns and line feed at its end."""
+    length = len(raw) - raw.endswith(b"\n")
+    return length if not raw.endswith(b"\r", 0, length) else len(raw[:length].rstrip(b"\r\n"))
 
 
 def _first_line_from(stream: BinaryIO, start: int, stop: float) -> int:

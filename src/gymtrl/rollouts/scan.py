@@ -103,7 +103,10 @@ def write_table(
         table = without_false_groups(table, false_groups(table))
         draft = Path(folder) / "table.parquet"
         table.select(*SCHEMA, *sorted(names[len(SCHEMA) :])).sink_parquet(
-            draft, row_group_size=ROWS_A_GROUP, metadata={_FACTS: msgspec.json.encode(facts).decode()}
+            draft,
+            compression_level=1,
+            row_group_size=ROWS_A_GROUP,
+            metadata={_FACTS: msgspec.json.encode(facts).decode()},
         )
         draft.replace(out)
 

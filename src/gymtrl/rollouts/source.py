@@ -84,10 +84,13 @@ class Facts(Struct, gc=False):
 
 
 class Row(Facts, gc=False):
-    """A rollout whose items are all of the usual shape."""
+    """A rollout whose items are all of the usual shape; by the last three a row that is none is told."""
 
     responses_create_params: Request | UnsetType = UNSET
     response: Response | UnsetType = UNSET
+    messages: Raw | UnsetType = UNSET
+    _ng_result_type: Raw | UnsetType = UNSET
+    episode_interaction_protocol: Raw | UnsetType = UNSET
 
 
 T = TypeVar("T", bound=Struct)
