@@ -17,8 +17,9 @@ from rich.console import Console
 
 from gymtrl.errors import UserError
 from gymtrl.formats.settings import FormatSftSettings
-from gymtrl.formats.sft import format_inputs, format_sft
+from gymtrl.formats.sft import format_sft
 from gymtrl.formats.show import show
+from gymtrl.formats.source import format_inputs
 from gymtrl.models.fingerprint import load_tokenizer
 from gymtrl.workspace.artefact import read_manifest, up_to_date
 

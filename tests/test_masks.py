@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from gymtrl.formats.checks import Refusal, Tokenized, check_row
-from gymtrl.formats.masks import tokenize
+from gymtrl.formats.example import whole
+from gymtrl.formats.masks import tokenize as tokenize_example
+from gymtrl.formats.rows import rows_of
 from gymtrl.formats.templates import ModelTemplate, model_template
 from gymtrl.rollouts.record import Message, Origin, RecordedTurn, Rollout, ToolCall
 
@@ -39,6 +41,10 @@ def rollout(prompt: list[Message], completion: list[Message], **fields: Any) -> 
     unknown = ("agent", "environment", "model", "task_index", "rollout_index", "input_tokens", "output_tokens")
     values |= dict.fromkeys(unknown)
     return Rollout(**(values | fields))
+
+
+def tokenize(row: Rollout, template: ModelTemplate, **how: Any) -> Tokenized | Refusal:
+    return tokenize_example(whole(row), template, **how)
 
 
 def call(name: str, arguments: dict[str, Any], call_id: str = "c1") -> ToolCall:
@@ -186,13 +192,64 @@ def test_reasoning_is_kept_or_refused(own: ModelTemplate, qwen: ModelTemplate) -
     assert loss_parts(tokenize(row, qwen3), qwen3) == ["<think>\ntwo and two\n</think>\n\n4<|im_end|>"]
 
 
-def test_a_prompt_that_the_server_would_render_differently_is_flagged(own: ModelTemplate) -> None:
+def test_empty_think_tags_are_context_where_the_policy_did_not_think(own: ModelTemplate) -> None:
     qwen3 = with_template(own, "qwen3")
-    single = tokenize(rollout([user("q?")], [assistant("a")]), qwen3)
-    two = tokenize(rollout([user("q?")], [assistant("a1"), user("more?"), assistant("a2")]), qwen3)
-    assert isinstance(single, Tokenized) and isinstance(two, Tokenized)
-    assert (single.route, single.flags) == ("template", ())
-    assert (two.route, two.flags) == ("template", ("prompt_differs_from_inference",))
+    row = tokenize(rollout([user("q?")], [assistant("a")]), qwen3)
+    assert loss_parts(row, qwen3) == ["a<|im_end|>"]
+    assert isinstance(row, Tokenized) and row.flags == ("thinking_off",)
+    prompt = qwen3.decode(row.input_ids[: row.spans[0][0]], skip_special=False)
+    assert prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_one_row_a_query_and_one_a_call_where_the_template_rewrites_turns(own: ModelTemplate) -> None:
+    qwen3 = with_template(own, "qwen3")
+    thinking = rollout(
+        [user("q?")],
+        [assistant("a1", reasoning="r1"), user("more?"), assistant("a2", reasoning="r2")],
+    )
+    (rows,) = rows_of([thinking], qwen3)
+    assert isinstance(rows, list)
+    assert [loss_parts(row.tokens, qwen3) for row in rows] == [
+        ["<think>\nr1\n</think>\n\na1<|im_end|>"],
+        ["<think>\nr2\n</think>\n\na2<|im_end|>"],
+    ]
+    assert [len(row.example.prompt) for row in rows] == [1, 3]
+    # As the server sends it: the reasoning of the earlier query is gone from the second prompt.
+    assert "r1" not in qwen3.decode(rows[1].tokens.input_ids)
+    counting = with_template(own, "qwen2_5")
+    counting.tokenizer.chat_template = "turns: {{ messages | length }}\n" + counting.stock
+    counting = model_template(counting.tokenizer)
+    (rows,) = rows_of([tool_loop()], counting)
+    assert isinstance(rows, Refusal) and rows.reason == "template_not_prefix_preserving"
+    forgetful = with_template(own, "qwen2_5")
+    forgetful.tokenizer.chat_template = FORGETFUL
+    forgetful = model_template(forgetful.tokenizer)
+    (rows,) = rows_of([tool_loop_with_reasoning()], forgetful)
+    assert isinstance(rows, list), rows
+    assert [loss_parts(row.tokens, forgetful) for row in rows] == [
+        ['<think>think 0</think>Adding.{"a": 1, "b": 2} add<|im_end|>'],
+        ['<think>think 2</think>{"a": 3, "b": 3} add<|im_end|>'],
+        ["<think>think 4</think>It is 6.<|im_end|>"],
+    ]
+    assert "think 0" not in forgetful.decode(rows[1].tokens.input_ids)
+
+
+# Shows the reasoning of the last message only, so that no row can hold several calls of the model.
+FORGETFUL = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }} {{ c.function.name }}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tool_loop_with_reasoning() -> Rollout:
+    loop = tool_loop()
+    turns = [
+        msgspec.structs.replace(m, reasoning_content=f"think {i}") if m.role == "assistant" else m
+        for i, m in enumerate(loop.completion)
+    ]
+    return msgspec.structs.replace(loop, completion=tuple(turns))
 
 
 def test_answer_that_begins_with_line_breaks(qwen: ModelTemplate) -> None:
@@ -275,14 +332,14 @@ def test_foreign_recorded_ids_fall_back_to_rendering(qwen: ModelTemplate) -> Non
         found = tokenize(msgspec.structs.replace(row, recorded=(recorded,)), qwen)
         assert isinstance(found, Tokenized)
         assert found.route == "template" and found.flags == (f"recorded_ids_unused:{reason}",)
-    unused = tokenize(row, qwen, use_recorded=False)
+    unused = tokenize(row, qwen, recorded="never")
     assert isinstance(unused, Tokenized) and unused.route == "template" and unused.flags == ()
 
 
 def test_checks_catch_a_shifted_mask(qwen: ModelTemplate) -> None:
     row = rollout([user("What is it?")], [assistant("It is six.")])
     good = tokenize(row, qwen)
-    assert isinstance(good, Tokenized) and check_row(good, row, qwen) is None
+    assert isinstance(good, Tokenized) and check_row(good, whole(row), qwen, "keep") is None
     start, end = good.spans[0]
 
     def moved(begin: int, stop: int) -> Tokenized:
@@ -295,9 +352,9 @@ def test_checks_catch_a_shifted_mask(qwen: ModelTemplate) -> None:
         (start, end - 1, "turn_end_missing"),
         (start, end + 1, "turn_end_missing"),
     ):
-        refusal = check_row(moved(begin, stop), row, qwen)
+        refusal = check_row(moved(begin, stop), whole(row), qwen, "keep")
         assert refusal is not None and refusal.reason == reason
-    assert check_row(replace(good, labels=good.labels[:-1]), row, qwen) is not None
+    assert check_row(replace(good, labels=good.labels[:-1]), whole(row), qwen, "keep") is not None
 
 
 def trl_templates() -> list[str]:

@@ -29,7 +29,8 @@ def sft(
 ) -> None:
     """Make a dataset for supervised fine-tuning: exactly the tokens that the policy produced carry loss."""
     from gymtrl.cli.run import run_stage
-    from gymtrl.formats.sft import format_inputs, format_sft
+    from gymtrl.formats.sft import format_sft
+    from gymtrl.formats.source import format_inputs
     from gymtrl.reports.progress import watch
 
     folder = out or default_out([source], "sft")

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from gymtrl.demo.tasks import make_tasks
 from gymtrl.formats.settings import FormatSftSettings
-from gymtrl.formats.sft import format_inputs, format_sft
+from gymtrl.formats.sft import format_sft
+from gymtrl.formats.source import format_inputs
 from gymtrl.gym.install import setup_gym
 from gymtrl.gym.settings import CollectSettings, GymSetupSettings
 from gymtrl.home import gymtrl_home

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from gymtrl.formats.example import Example
+from gymtrl.formats.settings import Reasoning
 from gymtrl.formats.templates import ModelTemplate, argument_texts, squeeze
-from gymtrl.rollouts.record import Message, Rollout
+from gymtrl.rollouts.record import Message
 
 IGNORED = -100
 """Label of a token that carries no loss, as PyTorch's cross entropy takes it."""
@@ -50,45 +53,68 @@ class Refusal:
     detail: str
 
 
-def check_row(row: Tokenized, rollout: Rollout, template: ModelTemplate) -> Refusal | None:
-    """Checks a tokenized row against the rollout that it stands for. Returns what is wrong, or `None`."""
-    turns = [message for message in rollout.completion if message.role == "assistant"]
+def check_row(row: Tokenized, example: Example, template: ModelTemplate, reasoning: Reasoning) -> Refusal | None:
+    """Checks tokens against the example that they stand for, by decoding them.
+
+    Args:
+        row (`Tokenized`): Ids and labels.
+        example (`Example`): What they stand for.
+        template (`ModelTemplate`): Of the model that will be trained.
+        reasoning (`str`): With `keep`, the reasoning of every turn has to be there.
+
+    Returns:
+        `Refusal`, *optional*: What is wrong, `None` where nothing is.
+    """
+    turns = example.turns
     if len(row.labels) != len(row.input_ids) or len(row.spans) != len(turns):
         return Refusal("mask_differs", f"{len(row.spans)} trained spans for {len(turns)} assistant turns")
-    inside = [False] * len(row.input_ids)
-    for start, end in row.spans:
-        inside[start:end] = [True] * (end - start)
-    expected = [token if yes else IGNORED for token, yes in zip(row.input_ids, inside, strict=True)]
-    if row.labels != expected or not any(inside):
+    expected = labels_of(row.input_ids, row.spans)
+    if row.labels != expected:
         return Refusal("mask_differs", "the labels do not cover exactly the assistant turns")
     for (start, end), message in zip(row.spans, turns, strict=True):
         ids = row.input_ids[start:end]
-        if not ids or ids[-1] not in template.end_ids:
-            return Refusal("turn_end_missing", "an assistant turn does not end with a token that ends a turn")
-        if ids[-1] in ids[:-1]:
-            return Refusal("turn_end_inside", "the token that ends a turn stands inside an assistant turn")
-        problem = turn_problem(template.decode(ids), message, template.scaffolds)
+        problem = end_problem(ids, template.end_ids) or turn_problem(
+            template.decode(ids), message, template.scaffolds, reasoning
+        )
         if problem is not None:
             return problem
-    return _lost_text(row, rollout, template)
+    return lost_text(template.decode(row.input_ids, skip_special=False), example)
 
 
-def turn_problem(text: str, message: Message, scaffolds: frozenset[str]) -> Refusal | None:
-    """Compares the decoded tokens of a turn with the message that they stand for.
+def labels_of(ids: list[int], spans: Iterable[tuple[int, int]]) -> list[int]:
+    """Labels: the id within the spans, -100 elsewhere."""
+    labels = [IGNORED] * len(ids)
+    for start, end in spans:
+        labels[start:end] = ids[start:end]
+    return labels
+
+
+def end_problem(ids: list[int], end_ids: frozenset[int]) -> Refusal | None:
+    """Looks at the end of a turn's tokens: one that ends a turn stands there, and not before."""
+    if not ids or ids[-1] not in end_ids:
+        return Refusal("turn_end_missing", "an assistant turn does not end with a token that ends a turn")
+    if ids[-1] in ids[:-1]:
+        return Refusal("turn_end_inside", "the token that ends a turn stands inside an assistant turn")
+    return None
+
+
+def turn_problem(text: str, message: Message, scaffolds: frozenset[str], reasoning: Reasoning) -> Refusal | None:
+    """Compares what is trained of a turn with the message that it stands for.
 
     Args:
-        text (`str`): The turn's tokens, decoded without special tokens.
+        text (`str`): The turn's text, without special tokens.
         message (`Message`): The assistant message.
         scaffolds (`frozenset[str]`): What may stand beside the words, without white space.
+        reasoning (`str`): With `keep`, the reasoning has to be there.
 
     Returns:
         `Refusal`, *optional*: `reasoning_lost` or `loss_text_differs`; `None` where the two agree.
     """
     rest = _normal(text)
-    reasoning, content = _normal(message.reasoning_content or "").strip(), _normal(message.content).strip()
-    if reasoning:
-        before, found, after = rest.partition(reasoning)
-        if not found:
+    thought, content = _normal(message.reasoning_content or "").strip(), _normal(message.content).strip()
+    if thought:
+        before, found, after = rest.partition(thought)
+        if not found and reasoning == "keep":
             return Refusal("reasoning_lost", "the chat template drops the reasoning of an assistant turn")
         rest = before + after
     if content:
@@ -109,15 +135,16 @@ def turn_problem(text: str, message: Message, scaffolds: frozenset[str]) -> Refu
     return None
 
 
-def _lost_text(row: Tokenized, rollout: Rollout, template: ModelTemplate) -> Refusal | None:
-    whole = _normal(template.decode(row.input_ids, skip_special=False))
-    for message in (*rollout.prompt, *rollout.completion):
+def lost_text(rendering: str, example: Example) -> Refusal | None:
+    """Looks for the text of every message, every call and every declared tool in a rendering."""
+    whole = _normal(rendering)
+    for message in (*example.prompt, *example.completion):
         if _normal(message.content).strip() not in whole:
             return Refusal("text_lost", f"the text of a {message.role} message is not in the rendering")
         for call in message.tool_calls:
             if call.name not in whole:
                 return Refusal("text_lost", f"the call of '{call.name}' is not in the rendering")
-    for tool in rollout.tools:
+    for tool in example.tools:
         name = tool.get("function", {}).get("name", "")
         if name not in whole:
             return Refusal("text_lost", f"the declaration of tool '{name}' is not in the rendering")
@@ -126,4 +153,4 @@ def _lost_text(row: Tokenized, rollout: Rollout, template: ModelTemplate) -> Ref
 
 def _normal(text: str) -> str:
     # Several tokenizers compose characters (NFC); the words stay the same.
-    return unicodedata.normalize("NFC", text)
+    return text if text.isascii() else unicodedata.normalize("NFC", text)

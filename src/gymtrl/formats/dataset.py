@@ -1,18 +1,25 @@
-"""The Parquet files of a dataset folder, written row by row."""
+"""The Parquet files of a dataset folder: their columns, and how rows are written a few at a time."""
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROWS_A_GROUP = 256
+Objective = Literal["sft", "dpo", "reward", "kto", "grpo_prompts", "grpo_groups"]
 
-_VIEW_COLUMNS = ("prompt", "completion", "tools")
+ROWS_A_GROUP = 256
+_LONG = re.compile(r"\d{19}")
+_encode = msgspec.json.Encoder().encode
+
+BYTES_A_SHARD = 500_000_000
+"""About how large a file gets before the next one begins; the hub's own size for shards."""
 
 DROPPED_SCHEMA = pa.schema(
     {
@@ -25,54 +32,139 @@ DROPPED_SCHEMA = pa.schema(
     }
 )
 
+_IDENTITY = {
+    "row_id": "text",
+    "file": "text",
+    "line": "whole",
+    "task_key": "text",
+    "input_key": "text",
+    "cluster_key": "text",
+}
+_TASK = {"task_key": "text", "input_key": "text", "cluster_key": "text"}
+_PAIR = {
+    **_TASK,
+    **{
+        f"{side}_{name}": kind
+        for side in ("chosen", "rejected")
+        for name, kind in (("row_id", "text"), ("file", "text"), ("line", "whole"), ("reward", "number"))
+    },
+    "kind": "text",
+    "depth": "small",
+    "chosen_route": "text",
+    "rejected_route": "text",
+    "flags": "texts",
+    "record_json": "text",
+    "prompt": "view",
+    "chosen": "view",
+    "rejected": "view",
+    "tools": "view",
+}
+_MADE = {"route": "text", "flags": "texts", "record_json": "text", "prompt": "view", "completion": "view"}
 
-def sft_schema() -> tuple[pa.Schema, pa.Schema]:
-    """Returns the columns of an SFT dataset: as they are collected, and as they are stored.
+COLUMNS: dict[Objective, dict[str, str]] = {
+    "sft": {
+        **_IDENTITY,
+        "reward": "number",
+        "part": "small",
+        **_MADE,
+        "tools": "view",
+        "input_ids": "ids",
+        "labels": "ids",
+    },
+    "dpo": {
+        **_PAIR,
+        "prompt_ids": "ids",
+        "chosen_ids": "ids",
+        "rejected_ids": "ids",
+        "chosen_mask": "mask",
+        "rejected_mask": "mask",
+    },
+    "reward": {**_PAIR, "chosen_ids": "ids", "rejected_ids": "ids"},
+    "kto": {
+        **_IDENTITY,
+        "reward": "number",
+        "label": "truth",
+        **_MADE,
+        "tools": "view",
+        "prompt_ids": "ids",
+        "completion_ids": "ids",
+        "completion_mask": "mask",
+    },
+    "grpo_prompts": {
+        **_TASK,
+        "file": "text",
+        "line": "whole",
+        "pass_rate": "number",
+        "rollouts": "small",
+        "record_json": "text",
+        "prompt": "view",
+        "tools": "view",
+        "prompt_ids": "ids",
+    },
+    "grpo_groups": {
+        **_IDENTITY,
+        "group": "text",
+        "reward": "number",
+        **_MADE,
+        "tools": "view",
+        "prompt_ids": "ids",
+        "completion_ids": "ids",
+        "completion_mask": "mask",
+        "log_probs": "numbers",
+    },
+}
+"""Columns of each dataset and the kind of each."""
+
+
+def schemas(objective: Objective) -> tuple[pa.Schema, pa.Schema]:
+    """Returns the columns of a dataset: as they are collected, and as they are stored.
 
     They differ in the view columns, which hold dumped JSON and are stored as `datasets` stores `List(Json())`. Dumping
     them here keeps floats and keys with null, both of which `datasets` would change if it got objects.
     """
     from datasets import Features, Json, List, Value
 
-    text = Value("string")
-    features = Features(
-        {
-            "row_id": text,
-            "file": text,
-            "line": Value("int64"),
-            "task_key": text,
-            "input_key": text,
-            "cluster_key": text,
-            "reward": Value("float64"),
-            "route": text,
-            "flags": List(text),
-            "record_json": text,
-            **{name: List(Json()) for name in _VIEW_COLUMNS},
-            "input_ids": List(Value("int32")),
-            "labels": List(Value("int32")),
-        }
-    )
-    stored = features.arrow_schema
+    kinds = {
+        "text": Value("string"),
+        "texts": List(Value("string")),
+        "whole": Value("int64"),
+        "small": Value("int32"),
+        "number": Value("float64"),
+        "numbers": List(Value("float64")),
+        "truth": Value("bool"),
+        "view": List(Json()),
+        "ids": List(Value("int32")),
+        "mask": List(Value("int8")),
+    }
+    columns = COLUMNS[objective]
+    stored = Features({name: kinds[kind] for name, kind in columns.items()}).arrow_schema
+    views = [name for name, kind in columns.items() if kind == "view"]
     collected = pa.schema(
-        [pa.field(field.name, pa.list_(pa.string())) if field.name in _VIEW_COLUMNS else field for field in stored]
+        [pa.field(field.name, pa.list_(pa.string())) if field.name in views else field for field in stored]
     )
     return collected, stored
 
 
 class ParquetRows:
-    """A Parquet file that takes one row at a time and holds no more than a row group in memory.
+    """Parquet files that take one row at a time and hold no more than a row group in memory.
 
-    The file appears with the first row, so an empty split leaves none.
+    Files appear with their first row, so an empty split leaves none. They are called NAME-00000-of-00002.parquet, or
+    where the folder is to have one file only NAME.parquet.
 
     Args:
-        path (`Path`): File to write; its folder must exist.
+        folder (`Path`): Where to write; it must exist.
+        name (`str`): What the files are called after.
         collected (`pa.Schema`): Types of the rows as they are given.
         stored (`pa.Schema`, *optional*): Types as they are written, where they differ.
+        numbered (`bool`, *optional*, defaults to `True`): Several files where there is much.
     """
 
-    def __init__(self, path: Path, collected: pa.Schema, stored: pa.Schema | None = None) -> None:
-        self.path = path
+    def __init__(
+        self, folder: Path, name: str, collected: pa.Schema, stored: pa.Schema | None = None, *, numbered: bool = True
+    ) -> None:
         self.rows = 0
+        self.files: list[Path] = []
+        self._folder, self._name, self._numbered = folder, name, numbered
         self._collected = collected
         self._stored = stored or collected
         self._buffer: list[dict[str, Any]] = []
@@ -90,9 +182,18 @@ class ParquetRows:
             return
         table = pa.Table.from_pylist(self._buffer, schema=self._collected).cast(self._stored)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, self._stored, compression="zstd")
+            number = f"-{len(self.files):05d}" if self._numbered else ""
+            self.files.append(self._folder / f"{self._name}{number}.parquet")
+            self._writer = pq.ParquetWriter(self.files[-1], self._stored, compression="zstd")
         self._writer.write_table(table)
         self._buffer.clear()
+        if self._numbered and self.files[-1].stat().st_size > BYTES_A_SHARD:
+            self._close()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def __enter__(self) -> Self:
         return self
@@ -104,17 +205,30 @@ class ParquetRows:
             if kind is None:
                 self._flush()
         finally:
-            if self._writer is not None:
-                self._writer.close()
+            self._close()
+        if kind is None and self._numbered:
+            total = len(self.files)
+            self.files = [file.rename(file.with_stem(f"{file.stem}-of-{total:05d}")) for file in self.files]
 
 
 def dumped(items: list[dict[str, Any]]) -> list[str]:
-    """Dumps each item to JSON; floats keep every digit."""
-    return [json.dumps(item, ensure_ascii=False) for item in items]
+    """Dumps each item to JSON; numbers keep every digit."""
+    return [_encode(item).decode() for item in items]
 
 
-def holds_long_integer(value: Any) -> bool:
-    """Whether a JSON value has an integer that 64 bits cannot hold; `datasets` cannot load a `Json()` with one."""
-    if isinstance(value, dict | list):
-        return any(map(holds_long_integer, value.values() if isinstance(value, dict) else value))
-    return type(value) is int and not -(2**63) <= value < 2**64
+def record_of(parts: Mapping[str, list[str]]) -> str:
+    """A JSON object of lists whose items are dumped already."""
+    return "{" + ", ".join(f'"{name}": [{", ".join(items)}]' for name, items in parts.items()) + "}"
+
+
+def as_view(items: list[str]) -> list[str]:
+    """Dumped items as `datasets` can load them in a `Json()` column: integers beyond 64 bits become their digits."""
+    return [_encode(_as_digits(msgspec.json.decode(item))).decode() if _LONG.search(item) else item for item in items]
+
+
+def _as_digits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_digits(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_digits(inner) for inner in value]
+    return str(value) if type(value) is int and not -(2**63) <= value < 2**64 else value

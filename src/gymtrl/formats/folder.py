@@ -1,110 +1,188 @@
-"""What a dataset folder tells people and plain scripts: its card and a short training script."""
+"""A dataset folder in the making: rows written or dropped with a reason, and what the manifest tells of them."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from gymtrl.formats.settings import FormatSftSettings
-
-if TYPE_CHECKING:
-    from gymtrl.formats.sft import FormatResult
-
-_SCRIPT = '''\
-"""Trains on this folder with TRL alone. The rows are tokenized and masked; SFTTrainer takes them as they are.
-
-Run as: python train_with_trl.py [MODEL] [OUTPUT]
-"""
-
-import sys
-from pathlib import Path
-
-import torch
-from datasets import load_dataset
-from trl import SFTConfig, SFTTrainer
-
-folder = Path(__file__).resolve().parent
-model = sys.argv[1] if len(sys.argv) > 1 else {model!r}
-output = sys.argv[2] if len(sys.argv) > 2 else "sft-output"
-
-dataset = load_dataset(str(folder)).select_columns(["input_ids", "labels"])
-cuda = torch.cuda.is_available()
-config = SFTConfig(
-    output_dir=output,
-    max_length=None,  # nothing is cut: rows that are too long are not in this dataset
-    per_device_train_batch_size=1,
-    gradient_accumulation_steps=8,
-    num_train_epochs=2,
-    learning_rate=1e-5,
-    use_cpu=not cuda,
-    bf16=cuda,
-    gradient_checkpointing=cuda,
-    seed={seed},
-    report_to="none",
-)
-trainer = SFTTrainer(model=model, args=config, train_dataset=dataset["train"], eval_dataset=dataset.get("validation"))
-trainer.train()
-trainer.save_model(output)
-'''
-
-_CARD = """\
----
-configs:
-- config_name: default
-  data_files:
-{data_files}
----
-
-# SFT dataset from NeMo Gym rollouts
-
-{rows} rows, {tokens:,} tokens, of which {loss_tokens:,} carry loss; the longest row has {longest:,} tokens. Made for
-the tokenizer and chat template of `{model}`; the tokens fit no other.
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("path/to/this/folder")
-```
-
-`input_ids` and `labels` are ready for TRL's `SFTTrainer`; `train_with_trl.py` shows how. Only what the assistant wrote
-after the prompt carries loss, the token that ends each turn included. No row is cut.
-
-| column | holds |
-|---|---|
-| `row_id`, `file`, `line` | the rollout that the row came from |
-| `task_key`, `input_key`, `cluster_key` | its task, the task's input row, and what a split must keep together |
-| `reward` | as Gym recorded it |
-| `route`, `flags` | where the tokens came from (`recorded` ids, marked `template`, turn `prefixes`); remarks |
-| `record_json` | prompt, completion and tools, exactly |
-| `prompt`, `completion`, `tools` | the same for people and plain scripts; huge integers and last digits may suffer |
-| `input_ids`, `labels` | the tokens; -100 where there is no loss |
-
-Source: SHA-256 `{source}`. Read {read}, written {written}, dropped {dropped}.
-{reasons}"""
+from gymtrl.errors import UserError
+from gymtrl.formats.card import write_card, write_script
+from gymtrl.formats.checks import Refusal
+from gymtrl.formats.dataset import DROPPED_SCHEMA, Objective, ParquetRows, schemas
+from gymtrl.formats.settings import FormatSettings
+from gymtrl.formats.source import SPLITS, Identity, format_inputs
+from gymtrl.formats.templates import ModelTemplate
+from gymtrl.models.fingerprint import file_hashes, fingerprint
+from gymtrl.workspace.artefact import Counts, artefact, sha256_of
 
 
-def write_script(path: Path, settings: FormatSftSettings) -> None:
-    """Writes `train_with_trl.py` into the dataset folder `path`."""
-    text = _SCRIPT.format(model=settings.model, seed=settings.seed)
-    (path / "train_with_trl.py").write_text(text, encoding="utf-8")
+@dataclass(frozen=True)
+class FormatResult:
+    """What a format verb wrote.
+
+    Attributes:
+        path (`Path`): The dataset folder.
+        counts (`Counts`): Lines read, used and dropped by reason.
+        rows (`dict[str, int]`): Rows by split.
+        tokens, loss_tokens (`int`): Over all splits; the second counts the tokens that carry loss.
+        longest (`int`): Tokens of the longest sequence.
+        routes (`dict[str, int]`): Token sequences by the way they came about.
+        flags (`dict[str, int]`): Rows by remark.
+        facts (`dict[str, Any]`): What only this objective knows, such as the weights of KTO.
+    """
+
+    path: Path
+    counts: Counts
+    rows: dict[str, int]
+    tokens: int
+    loss_tokens: int
+    longest: int
+    routes: dict[str, int]
+    flags: dict[str, int]
+    facts: dict[str, Any]
 
 
-def write_card(path: Path, result: FormatResult, settings: FormatSftSettings, *, source_sha256: str) -> None:
-    """Writes the dataset card, whose head tells `datasets.load_dataset` which file is which split."""
-    present = [split for split, rows in result.rows.items() if rows]
-    dropped = result.counts.dropped
-    reasons = "".join(f"\n| {reason} | {count} |" for reason, count in sorted(dropped.items()))
-    text = _CARD.format(
-        data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in present),
-        rows=", ".join(f"{result.rows[split]:,} {split}" for split in present),
-        tokens=result.tokens,
-        loss_tokens=result.loss_tokens,
-        longest=result.longest,
-        model=settings.model,
-        source=source_sha256,
-        read=result.counts.read,
-        written=result.counts.written,
-        dropped=sum(dropped.values()),
-        reasons=f"\n| dropped because | rows |\n|---|---|{reasons}\n" if reasons else "",
+@dataclass
+class DatasetDraft:
+    """Takes rows and drops of a dataset, and counts them.
+
+    Attributes:
+        facts (`dict[str, Any]`): What only this objective knows, for the manifest.
+        result (`FormatResult`, *optional*): Set when the folder is whole.
+    """
+
+    _writers: Mapping[str, ParquetRows]
+    _dropped: ParquetRows
+    facts: dict[str, Any] = field(default_factory=dict)
+    result: FormatResult | None = None
+    _used: int = 0
+    _reasons: Counter[str] = field(default_factory=Counter)
+    _routes: Counter[str] = field(default_factory=Counter)
+    _flags: Counter[str] = field(default_factory=Counter)
+    _tokens: int = 0
+    _loss_tokens: int = 0
+    _longest: int = 0
+
+    def write(
+        self, split: str, row: dict[str, Any], *, routes: list[str], lengths: list[int], loss_tokens: int
+    ) -> None:
+        """Adds a row.
+
+        Args:
+            split (`str`): `train` or `validation`.
+            row (`dict[str, Any]`): Column name → value.
+            routes (`list[str]`): How each of its token sequences came about.
+            lengths (`list[int]`): Tokens of each sequence.
+            loss_tokens (`int`): How many of them carry loss.
+        """
+        self._writers[split].write(row)
+        self._routes.update(routes)
+        self._flags.update(row.get("flags", ()))
+        self._tokens += sum(lengths)
+        self._loss_tokens += loss_tokens
+        self._longest = max(self._longest, *lengths)
+
+    def use(self, lines: int = 1) -> None:
+        """Counts lines that stand behind at least one row."""
+        self._used += lines
+
+    def drop(self, split: str, identity: Identity, refusal: Refusal) -> None:
+        """Notes why a line stands behind no row."""
+        self._reasons[refusal.reason] += 1
+        where = {"row_id": identity.row_id, "file": identity.file, "line": identity.line, "split": split}
+        self._dropped.write({**where, "reason": refusal.reason, "detail": refusal.detail})
+
+    def close(self, path: Path) -> FormatResult:
+        """What was written so far."""
+        dropped = dict(sorted(self._reasons.items()))
+        used = self._used
+        return FormatResult(
+            path=path,
+            counts=Counts(read=used + sum(dropped.values()), written=used, dropped=dropped),
+            rows={split: writer.rows for split, writer in self._writers.items()},
+            tokens=self._tokens,
+            loss_tokens=self._loss_tokens,
+            longest=self._longest,
+            routes=dict(self._routes),
+            flags=dict(self._flags),
+            facts=self.facts,
+        )
+
+
+@contextmanager
+def dataset_folder(
+    source: Path, out: Path, verb: str, objective: Objective, settings: FormatSettings, template: ModelTemplate
+) -> Iterator[DatasetDraft]:
+    """Opens a dataset folder; when the block ends, everything beside the rows is written and the folder is whole.
+
+    Args:
+        source (`Path`): What the dataset is made of.
+        out (`Path`): The folder.
+        verb (`str`): As on the command line, such as `format sft`.
+        objective (`str`): Which columns there are.
+        settings (`FormatSettings`): Of the verb.
+        template (`ModelTemplate`): Of the model.
+
+    Raises:
+        UserError: No training row was written.
+        RunError: The disk is full or not writable.
+    """
+    collected, stored = schemas(objective)
+    with artefact(out, verb=verb, settings=settings, inputs=format_inputs(source, settings)) as draft:
+        data = draft.path / "data"
+        data.mkdir()
+        with ExitStack() as stack:
+            writers = {s: stack.enter_context(ParquetRows(data, s, collected, stored)) for s in SPLITS}
+            dropped = stack.enter_context(ParquetRows(draft.path, "dropped", DROPPED_SCHEMA, numbered=False))
+            made = DatasetDraft(writers, dropped)
+            yield made
+        result = made.close(out)
+        if not result.rows["train"]:
+            raise _nothing_left(source, result)
+        draft.counts = result.counts
+        write_script(draft.path, objective, settings, result.facts)
+        write_card(draft.path, objective, settings, result, source_sha256=sha256_of(source))
+        files = [file for writer in writers.values() for file in writer.files]
+        draft.extra.update(
+            {
+                "model": settings.model,
+                "fingerprint": fingerprint(template.tokenizer).as_dict(),
+                "tokenizer_files": file_hashes(settings.model),
+                "objective": objective,
+                "rows": result.rows,
+                "tokens": result.tokens,
+                "loss_tokens": result.loss_tokens,
+                "longest": result.longest,
+                "routes": result.routes,
+                "flags": result.flags,
+                **result.facts,
+                "files": {str(path.relative_to(draft.path)): sha256_of(path) for path in files},
+            }
+        )
+    made.result = result
+
+
+_REMEDIES = {
+    "template_without_tools": "choose a model whose chat template knows tools",
+    "too_long": "raise max_length, or choose a model with a longer context",
+    "reasoning_lost": "choose a model whose chat template keeps reasoning, or pass --reasoning drop",
+    "template_not_prefix_preserving": "choose a model whose chat template TRL knows, or record token ids in Gym",
+    "images_in_text_model": "this model reads text only; filter for rows without images",
+    "truncated": "collect again with a higher limit of output tokens",
+    "no_bad_rollout": "pairs need bad rollouts, too: collect more repeats of each task",
+    "no_good_rollout": "no task has a good rollout: collect more repeats, or lower --reward-threshold",
+}
+
+
+def _nothing_left(source: Path, result: FormatResult) -> UserError:
+    dropped = sorted(result.counts.dropped.items(), key=lambda item: -item[1])
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped) or "the file is empty"
+    commonest = dropped[0][0] if dropped else ""
+    return UserError(
+        f"{source}: no training row is left of {result.counts.read} lines: {reasons}",
+        remedy=_REMEDIES.get(commonest, "look at the rollouts with 'gymtrl inspect'"),
     )
-    (path / "README.md").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The one engine that turns a rollout into token ids and labels: only what the policy produced carries loss.
+"""The one engine that turns examples into token ids and labels: only what the policy produced carries loss.
 
 Three routes, in this order; the first whose row passes every check wins:
 
@@ -7,125 +7,164 @@ Three routes, in this order; the first whose row passes every check wins:
 3. `prefixes`: the messages rendered turn by turn, for templates that mark nothing.
 
 Labels start where the generation prompt ends and stop with the token that ends the turn: exactly what the model has to
-generate. Headers, and the line break that some templates put after a turn, are outside.
+generate. Headers, and the line break that some templates put after a turn, are outside. Of a rendered row, what stands
+before each trained turn is what a server would send: the model's own template with its generation prompt.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
-from gymtrl.formats.checks import IGNORED, Refusal, Tokenized, check_row, turn_problem
+from gymtrl.formats.checks import (
+    Refusal,
+    Route,
+    Tokenized,
+    check_row,
+    end_problem,
+    labels_of,
+    lost_text,
+    turn_problem,
+)
+from gymtrl.formats.example import Example, without_reasoning
+from gymtrl.formats.recorded import read_recorded
+from gymtrl.formats.settings import Reasoning
+from gymtrl.formats.spans import Span, encode_all
 from gymtrl.formats.templates import RENDER_ERRORS, Chat, ModelTemplate, to_chat
-from gymtrl.rollouts.record import Message, Rollout
 
-Span = tuple[int, int]
+Recorded = Literal["auto", "never", "only"]
+
+NOT_PRESERVING = "template_not_prefix_preserving"
 
 
 @dataclass(frozen=True)
 class _Rendering:
-    """A rendered row: its text and, for each trained turn, the characters that the model has to produce."""
+    """A rendered example: its text and, for each trained turn, the characters that the model has to produce."""
 
     text: str
     spans: tuple[Span, ...]
+    route: Route
+    flags: tuple[str, ...] = ()
 
 
-def tokenize(rollout: Rollout, template: ModelTemplate, *, use_recorded: bool = True) -> Tokenized | Refusal:
-    """Makes ids and labels of one rollout.
+def tokenize(
+    example: Example, template: ModelTemplate, *, reasoning: Reasoning = "keep", recorded: Recorded = "auto"
+) -> Tokenized | Refusal:
+    """Makes ids and labels of one example, as `tokenize_all`."""
+    return tokenize_all([example], template, reasoning=reasoning, recorded=recorded)[0]
+
+
+def tokenize_all(
+    examples: Sequence[Example], template: ModelTemplate, *, reasoning: Reasoning = "keep", recorded: Recorded = "auto"
+) -> list[Tokenized | Refusal]:
+    """Makes ids and labels of examples, each as one row.
 
     Args:
-        rollout (`Rollout`): With at least one assistant message in its completion.
+        examples (`Sequence[Example]`): With at least one assistant message in each completion; tokenized together.
         template (`ModelTemplate`): Of the model that will be trained.
-        use_recorded (`bool`, *optional*, defaults to `True`): Take recorded ids where they fit.
+        reasoning (`str`, *optional*, defaults to `"keep"`): `keep` refuses rows whose reasoning the template drops,
+            `drop` takes all reasoning out beforehand, `template` leaves it to the template.
+        recorded (`str`, *optional*, defaults to `"auto"`): `auto` takes recorded ids where they fit and renders else,
+            `never` renders, `only` refuses what recorded ids do not fit.
 
     Returns:
-        `Tokenized`: Ids and labels of the same length; nothing is cut. Or `Refusal`: why the row cannot be trained on.
+        `list[Tokenized | Refusal]`: For each, ids and labels of the same length, nothing cut; or why it cannot be
+        trained on.
     """
-    unfit = _unfit(rollout)
+    made = [_render(example, template, reasoning, recorded) for example in examples]
+    rendered = [entry for entry in made if isinstance(entry, _Rendering)]
+    encoded = iter(encode_all([(entry.text, entry.spans) for entry in rendered], template))
+    return [
+        _finish(entry, next(encoded), example, template, reasoning) if isinstance(entry, _Rendering) else entry
+        for entry, example in zip(made, examples, strict=True)
+    ]
+
+
+def _render(
+    example: Example, template: ModelTemplate, reasoning: Reasoning, recorded: Recorded
+) -> _Rendering | Tokenized | Refusal:
+    unfit = _unfit(example)
     if unfit is not None:
         return unfit
     flags: list[str] = []
-    if use_recorded and rollout.recorded:
-        found = _checked(_from_recorded(rollout, template), rollout, template)
-        if isinstance(found, Tokenized):
-            return found
-        flags.append(f"recorded_ids_unused:{found.reason}")
-    if not template.tools and _uses_tools(rollout):
+    if reasoning == "drop":
+        example = without_reasoning(example)
+    if recorded != "never" and example.recorded:
+        found = read_recorded(example, template)
+        problem = found if isinstance(found, Refusal) else check_row(found, example, template, "template")
+        if problem is None or recorded == "only":
+            return problem or found
+        flags.append(f"recorded_ids_unused:{problem.reason}")
+    if not template.tools and _uses_tools(example):
         return Refusal("template_without_tools", "the row has tools; the model's chat template cannot show them")
-    if not template.developer and any(m.role == "developer" for m in (*rollout.prompt, *rollout.completion)):
+    if not template.developer and any(m.role == "developer" for m in (*example.prompt, *example.completion)):
         flags.append("developer_as_system")
     first: Refusal | None = None
-    routes: list[Callable[[Rollout, ModelTemplate], Tokenized | Refusal]] = [_by_prefixes]
-    if template.marked is not None:
-        routes.insert(0, _by_marks)
-    for route in routes:
-        found = _checked(route(rollout, template), rollout, template)
-        if isinstance(found, Tokenized):
-            return dataclasses.replace(found, flags=(*flags, *found.flags))
-        first = first or found
+    for rendering in _renderings(example, template):
+        problem = (
+            rendering if isinstance(rendering, Refusal) else _text_problem(rendering, example, template, reasoning)
+        )
+        if isinstance(rendering, _Rendering) and problem is None:
+            return dataclasses.replace(rendering, flags=(*flags, *rendering.flags))
+        first = first or problem
     assert first is not None
     return first
 
 
-def _unfit(rollout: Rollout) -> Refusal | None:
-    if rollout.truncated:
+def _unfit(example: Example) -> Refusal | None:
+    if example.truncated:
         return Refusal("truncated", "the last turn was cut off by a limit; rendering it would teach a false turn end")
-    if any(message.images for message in (*rollout.prompt, *rollout.completion)):
+    if any(message.images for message in (*example.prompt, *example.completion)):
         return Refusal("images_in_text_model", "the row holds images")
-    if not rollout.prompt:
+    if not example.prompt:
         return Refusal("no_prompt", "the row has no message before the policy's first output")
     return None
 
 
-def _uses_tools(rollout: Rollout) -> bool:
-    messages = (*rollout.prompt, *rollout.completion)
-    return bool(rollout.tools) or any(m.role == "tool" or m.tool_calls for m in messages)
+def _uses_tools(example: Example) -> bool:
+    messages = (*example.prompt, *example.completion)
+    return bool(example.tools) or any(m.role == "tool" or m.tool_calls for m in messages)
 
 
-def _checked(found: Tokenized | Refusal, rollout: Rollout, template: ModelTemplate) -> Tokenized | Refusal:
-    if isinstance(found, Refusal):
-        return found
-    return check_row(found, rollout, template) or found
-
-
-def _from_recorded(rollout: Rollout, template: ModelTemplate) -> Tokenized | Refusal:
-    turns = _turns(rollout)
-    if len(rollout.recorded) != len(turns):
-        return Refusal("recorded_turns_differ", f"{len(rollout.recorded)} recorded calls, {len(turns)} assistant turns")
-    vocabulary = len(template.tokenizer)
-    ids: list[int] = []
-    spans: list[Span] = []
-    for call, message in zip(rollout.recorded, turns, strict=True):
-        prompt, generation = list(call.prompt_token_ids), list(call.generation_token_ids)
-        if not generation or any(not 0 <= token < vocabulary for token in (*prompt, *generation)):
-            return Refusal("recorded_foreign_ids", "recorded ids are not of this tokenizer")
-        if prompt[: len(ids)] != ids or len(prompt) <= len(ids):
-            return Refusal("recorded_not_prefix", "a recorded prompt does not continue the call before it")
-        if spans and ids[-1] not in template.end_ids and prompt[len(ids)] in template.end_ids:
-            # The server stripped the turn's end from what it returned; the next prompt proves that it was there.
-            spans[-1] = (spans[-1][0], len(ids) + 1)
-        ids = prompt + generation
-        spans.append((len(prompt), len(ids)))
-        problem = turn_problem(template.decode(generation), message, template.scaffolds)
-        if problem is not None:
-            return Refusal("recorded_text_differs", problem.detail)
-    if ids[-1] not in template.end_ids:
-        return Refusal("recorded_turn_end_missing", "the recorded ids stop before the end of the last turn")
-    return Tokenized(ids, _labels(ids, spans), tuple(spans), "recorded")
-
-
-def _by_marks(rollout: Rollout, template: ModelTemplate) -> Tokenized | Refusal:
-    assert template.marked is not None
-    chat, tools = _chat(rollout, template)
+def _renderings(example: Example, template: ModelTemplate) -> Iterator[_Rendering | Refusal]:
+    chat = to_chat((*example.prompt, *example.completion), developer_as_system=not template.developer)
+    tools = list(example.tools) or None
+    positions = example.turn_positions()
     try:
-        text, marks = _render_marked(chat, tools, template)
-        prompts = _prompts(chat, tools, rollout, template, template.marked)
+        prompts = _prompts(chat, tools, positions, template)
     except RENDER_ERRORS as error:
-        return _template_error(error)
-    spans = []
+        yield _template_error(error)
+        return
+    routes: list[Callable[[], _Rendering | Refusal]] = [lambda: _by_prefixes(chat, tools, positions, prompts, template)]
+    if template.marked is not None:
+        routes.insert(0, lambda: _by_marks(chat, tools, prompts, template))
+    for route in routes:
+        try:
+            yield route()
+        except RENDER_ERRORS as error:
+            yield _template_error(error)
+
+
+def _prompts(
+    chat: Chat, tools: list[dict[str, Any]] | None, positions: list[int], template: ModelTemplate
+) -> list[tuple[str, ...]]:
+    """Renders, for each trained turn, what the model gets before it: with thinking switched off, and as usual."""
+    heads = [chat[:i] for i in positions]
+    usual = template.render(heads, tools, template=template.stock, generation_prompt=True)
+    if "enable_thinking" not in template.stock:
+        return [(prompt,) for prompt in usual]
+    # Where the empty tags of switched-off thinking stand before an answer, the policy has not produced them.
+    off = template.render(heads, tools, template=template.stock, generation_prompt=True, enable_thinking=False)
+    return [pair if len(pair[0]) > len(pair[1]) else pair[1:] for pair in zip(off, usual, strict=True)]
+
+
+def _by_marks(
+    chat: Chat, tools: list[dict[str, Any]] | None, prompts: list[tuple[str, ...]], template: ModelTemplate
+) -> _Rendering | Refusal:
+    text, marks = template.render_marked(chat, tools)
+    spans, off = [], False
     for candidates in prompts:
         # What is marked may reach back into the header, or hold more than the trained turns; the prompt decides.
         begin = _length_of_prefix(text, candidates)
@@ -133,83 +172,55 @@ def _by_marks(rollout: Rollout, template: ModelTemplate) -> Tokenized | Refusal:
         if begin is None or mark is None:
             return _not_preserving()
         spans.append((begin, mark[1]))
-    found = _encode(_Rendering(text, tuple(spans)), template, "template")
-    if isinstance(found, Tokenized) and _differs_from_inference(text, spans, chat, tools, rollout, template):
-        return dataclasses.replace(found, flags=("prompt_differs_from_inference",))
-    return found
+        off = off or begin != len(candidates[-1])
+    return _closed(text, spans, "template", template, off=off)
 
 
-def _differs_from_inference(
-    text: str,
-    spans: list[Span],
+def _by_prefixes(
     chat: Chat,
     tools: list[dict[str, Any]] | None,
-    rollout: Rollout,
+    positions: list[int],
+    prompts: list[tuple[str, ...]],
     template: ModelTemplate,
-) -> bool:
-    """Whether a server, which renders with the stock template, would put something else before a trained turn.
-
-    A training template may keep what the stock one strips from earlier turns, such as their reasoning.
-    """
-    if template.marked == template.stock:
-        return False
-    try:
-        prompts = _prompts(chat, tools, rollout, template, template.stock)
-    except RENDER_ERRORS:
-        return True
-    return any(text[:begin] not in candidates for (begin, _), candidates in zip(spans, prompts, strict=True))
-
-
-def _by_prefixes(rollout: Rollout, template: ModelTemplate) -> Tokenized | Refusal:
-    chat, tools = _chat(rollout, template)
-    try:
-        text = template.render(chat, tools, template=template.stock)
-        prompts = _prompts(chat, tools, rollout, template, template.stock)
-        heads = [template.render(chat[: i + 1], tools, template=template.stock) for i in _positions(rollout)]
-    except RENDER_ERRORS as error:
-        return _template_error(error)
-    spans = []
+) -> _Rendering | Refusal:
+    *heads, text = template.render([*(chat[: i + 1] for i in positions), chat], tools, template=template.stock)
+    spans, off = [], False
     for candidates, head in zip(prompts, heads, strict=True):
-        begin = _length_of_prefix(head, candidates)
-        if begin is None or not text.startswith(head):
+        begin = _length_of_prefix(text, candidates)
+        if begin is None:
             return _not_preserving()
-        spans.append((begin, len(head)))
-    return _encode(_Rendering(text, tuple(spans)), template, "prefixes")
+        # Some templates write a turn differently once others follow; then its first end mark ends it.
+        ends = [found for mark in template.end_marks if (found := text.find(mark, begin)) >= 0]
+        if text.startswith(head):
+            spans.append((begin, len(head)))
+        elif ends:
+            spans.append((begin, min(ends)))
+        else:
+            return _not_preserving()
+        off = off or begin != len(candidates[-1])
+    return _closed(text, spans, "prefixes", template, off=off)
 
 
-def _encode(rendering: _Rendering, template: ModelTemplate, route: Any) -> Tokenized | Refusal:
-    text = rendering.text
-    closed = [_close(text, span, template) for span in rendering.spans]
-    if any(span is None for span in closed):
+def _length_of_prefix(text: str, candidates: tuple[str, ...]) -> int | None:
+    return next((len(candidate) for candidate in candidates if text.startswith(candidate)), None)
+
+
+def _closed(text: str, spans: list[Span], route: Route, template: ModelTemplate, *, off: bool) -> _Rendering | Refusal:
+    closed = [found for span in spans if (found := _close(text, span, template)) is not None]
+    if len(closed) < len(spans):
         return Refusal("turn_end_missing", "the template writes no token that ends an assistant turn")
-    cuts = [0, *(position for span in closed if span is not None for position in span), len(text)]
-    ids: list[int] = []
-    spans: list[Span] = []
-    # Piece by piece, since the model generates its part after a prompt that was tokenized alone: a line break at the
-    # head of an answer must not melt into the one that ends the header.
-    for number, (start, end) in enumerate(pairwise(cuts)):
-        piece = template.encode(text[start:end])
-        if number % 2:
-            spans.append((len(ids), len(ids) + len(piece)))
-        ids.extend(piece)
-    whole = template.encode(text)
-    if ids != whole and any(
-        ids[: span[0]] != template.encode(text[:start]) for span, start in zip(spans, cuts[1:-1:2], strict=True)
-    ):
-        return _not_preserving()
-    return Tokenized(ids, _labels(ids, spans), tuple(spans), route)
+    return _Rendering(text, tuple(closed), route, ("thinking_off",) if off else ())
 
 
 def _close(text: str, span: Span, template: ModelTemplate) -> Span | None:
     """Ends a turn's characters with the token that ends the turn, where the template shows one."""
     start, end = span
-    marks = [template.decode([token], skip_special=False) for token in template.end_ids]
     # Several may follow each other. Side by side they end the turn together; behind a line break stands one that the
     # template adds for itself, and the model has stopped before it.
     last, position = None, end
     while True:
         stop = start + len(text[start:position].rstrip())
-        mark = next((mark for mark in marks if text.endswith(mark, start, stop)), None)
+        mark = next((mark for mark in template.end_marks if text.endswith(mark, start, stop)), None)
         if mark is None:
             break
         if last is None or stop < position:
@@ -217,59 +228,43 @@ def _close(text: str, span: Span, template: ModelTemplate) -> Span | None:
         position = stop - len(mark)
     if last is not None:
         return start, last
-    following = [mark for mark in marks if text.startswith(mark, end)]
+    following = [mark for mark in template.end_marks if text.startswith(mark, end)]
     return (start, end + len(following[0])) if following else None
 
 
-def _render_marked(chat: Chat, tools: list[dict[str, Any]] | None, template: ModelTemplate) -> tuple[str, list[Span]]:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    texts, marks = render_jinja_template(
-        conversations=[chat],
-        tools=tools,
-        chat_template=template.marked,
-        return_assistant_tokens_mask=True,
-        **template.tokenizer.special_tokens_map,
-    )
-    return texts[0], [(start, end) for start, end in marks[0]]
-
-
-def _chat(rollout: Rollout, template: ModelTemplate) -> tuple[Chat, list[dict[str, Any]] | None]:
-    chat = to_chat((*rollout.prompt, *rollout.completion), developer_as_system=not template.developer)
-    return chat, list(rollout.tools) or None
+def _text_problem(
+    rendering: _Rendering, example: Example, template: ModelTemplate, reasoning: Reasoning
+) -> Refusal | None:
+    for (start, end), message in zip(rendering.spans, example.turns, strict=True):
+        trained = rendering.text[start:end]
+        mark = next(mark for mark in template.end_marks if trained.endswith(mark))
+        if mark in trained[: -len(mark)]:
+            return Refusal("turn_end_inside", "the token that ends a turn stands inside an assistant turn")
+        words = template.words(trained)
+        problem = turn_problem(words, message, template.scaffolds, reasoning)
+        if problem is not None:
+            return problem
+    return lost_text(rendering.text, example)
 
 
-def _prompts(
-    chat: Chat, tools: list[dict[str, Any]] | None, rollout: Rollout, template: ModelTemplate, source: str
-) -> list[tuple[str, str]]:
-    """Renders, for each trained turn, what the model gets before it: as usual, and with thinking switched off."""
-    return [
-        (
-            template.render(chat[:i], tools, template=source, generation_prompt=True),
-            template.render(chat[:i], tools, template=source, generation_prompt=True, enable_thinking=False),
-        )
-        for i in _positions(rollout)
-    ]
-
-
-def _length_of_prefix(text: str, candidates: tuple[str, ...]) -> int | None:
-    return next((len(candidate) for candidate in candidates if text.startswith(candidate)), None)
-
-
-def _positions(rollout: Rollout) -> list[int]:
-    offset = len(rollout.prompt)
-    return [offset + i for i, message in enumerate(rollout.completion) if message.role == "assistant"]
-
-
-def _turns(rollout: Rollout) -> list[Message]:
-    return [message for message in rollout.completion if message.role == "assistant"]
-
-
-def _labels(ids: list[int], spans: list[Span]) -> list[int]:
-    labels = [IGNORED] * len(ids)
+def _finish(
+    rendering: _Rendering,
+    encoded: tuple[list[int], tuple[Span, ...]] | None,
+    example: Example,
+    template: ModelTemplate,
+    reasoning: Reasoning,
+) -> Tokenized | Refusal:
+    if encoded is None:
+        return _not_preserving()
+    ids, spans = encoded
+    found = Tokenized(ids, labels_of(ids, spans), spans, rendering.route, rendering.flags)
     for start, end in spans:
-        labels[start:end] = ids[start:end]
-    return labels
+        problem = end_problem(ids[start:end], template.end_ids)
+        if problem is not None:
+            return problem
+    # The words were compared in the text; a tokenizer that changes text has to show them in the tokens as well.
+    problem = None if template.lossless else check_row(found, example, template, reasoning)
+    return problem or found
 
 
 def _template_error(error: Exception) -> Refusal:
@@ -278,6 +273,6 @@ def _template_error(error: Exception) -> Refusal:
 
 def _not_preserving() -> Refusal:
     return Refusal(
-        "template_not_prefix_preserving",
+        NOT_PRESERVING,
         "rendered whole, the row is not what the model sees turn by turn: template or tokenizer rewrites earlier turns",
     )

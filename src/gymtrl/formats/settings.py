@@ -1,4 +1,4 @@
-"""Settings of `format sft`; importing them costs nothing but pydantic."""
+"""Settings of the format verbs; importing them costs nothing but pydantic."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+Reasoning = Literal["keep", "drop", "template"]
 
-class FormatSftSettings(BaseModel, extra="forbid"):
-    """How rollouts become an SFT dataset. The dataset fits one model: its tokenizer and its chat template."""
+
+class FormatSettings(BaseModel, extra="forbid"):
+    """What all datasets have in common. Each fits one model: its tokenizer and its chat template."""
 
     model: str = Field(
         description="Model that will be trained: a folder or a hub id; its tokenizer and chat template make the tokens",
@@ -21,6 +23,12 @@ class FormatSftSettings(BaseModel, extra="forbid"):
         "Unset: what the model's context holds",
         json_schema_extra={"source": "the longest row that the model can take; a cut row loses its final answer"},
     )
+    reasoning: Reasoning = Field(
+        default="keep",
+        description="Reasoning of the policy: keep trains it and drops rows whose reasoning the template cannot show, "
+        "drop takes it out, template leaves it to the chat template",
+        json_schema_extra={"source": "ours: what the policy thought led to its answer"},
+    )
     use_recorded_ids: Literal["auto", "never"] = Field(
         default="auto",
         description="Take the token ids that Gym recorded where they belong to this tokenizer, or always render",
@@ -28,7 +36,7 @@ class FormatSftSettings(BaseModel, extra="forbid"):
     )
     seed: int = Field(
         default=0,
-        description="Seed for the order of the rows in the example training script",
+        description="Seed for choices among equals, for shuffling, and for the example training script",
         json_schema_extra={"source": "ours"},
     )
     trust_remote_code: bool = Field(
@@ -36,3 +44,7 @@ class FormatSftSettings(BaseModel, extra="forbid"):
         description="Run Python code that the model's repository ships for its tokenizer or configuration",
         json_schema_extra={"source": "transformers"},
     )
+
+
+class FormatSftSettings(FormatSettings):
+    """How rollouts become an SFT dataset."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -22,11 +23,12 @@ RENDER_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError,
 """What templates raise on messages that they cannot hold."""
 
 _CONTENT, _REASONING = "qzContentzq", "qzReasoningzq"
+_ANY_TEXT = ' Two  words,\n\n\tcafé cafe\u0301 \u4e2d \U0001f600 \u200b\ufb01 {"a": 0.10}\n'
 
 
 @dataclass(frozen=True)
 class ModelTemplate:
-    """A tokenizer with its chat template and what the template can hold.
+    """A tokenizer with its chat template and what the two can hold.
 
     Attributes:
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
@@ -36,8 +38,12 @@ class ModelTemplate:
         tools (`bool`): Declared tools, calls and tool results all show in the rendering.
         developer (`bool`): The template has a place for the developer role.
         end_ids (`frozenset[int]`): Tokens that end an assistant turn.
+        end_marks (`tuple[str, ...]`): Their texts.
         scaffolds (`frozenset[str]`): What a turn's tokens hold beside its text, such as empty think tags; without
             white space.
+        lossless (`bool`): Decoding the tokens of a text gives the text back.
+        piecewise (`bool`): A text that is cut where the assistant begins has the tokens of its two parts.
+        special (`re.Pattern[str]`): The special tokens in a text.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -45,38 +51,65 @@ class ModelTemplate:
     marked: str | None
     tools: bool
     developer: bool
-    end_ids: frozenset[int]
-    scaffolds: frozenset[str]
+    end_ids: frozenset[int] = frozenset()
+    end_marks: tuple[str, ...] = ()
+    scaffolds: frozenset[str] = frozenset()
+    lossless: bool = False
+    piecewise: bool = False
+    special: re.Pattern[str] = re.compile("(?!)")
 
     def render(
         self,
-        chat: Chat,
+        chats: Sequence[Chat],
         tools: list[dict[str, Any]] | None,
         *,
         template: str,
         generation_prompt: bool = False,
         **variables: Any,
-    ) -> str:
-        """Renders to text, with further template variables. Raises what the template raises, see `RENDER_ERRORS`."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat,
-                tools=tools,
-                chat_template=template,
-                add_generation_prompt=generation_prompt,
-                tokenize=False,
-                **variables,
-            )
+    ) -> list[str]:
+        """Renders chats to texts, with further template variables. Raises what the template raises: `RENDER_ERRORS`."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        texts, _ = render_jinja_template(
+            conversations=list(chats),
+            tools=tools,
+            chat_template=template,
+            add_generation_prompt=generation_prompt,
+            **self.tokenizer.special_tokens_map,
+            **variables,
         )
+        return [str(text) for text in texts]
+
+    def render_marked(self, chat: Chat, tools: list[dict[str, Any]] | None) -> tuple[str, list[tuple[int, int]]]:
+        """Renders with the template that marks the assistant's part: the text, and the characters of each part."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        texts, marks = render_jinja_template(
+            conversations=[chat],
+            tools=tools,
+            chat_template=self.marked,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )
+        return texts[0], [(start, end) for start, end in marks[0]]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a rendered text, which holds its special tokens already."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of rendered texts."""
         # Not verbose: rows that are too long are dropped with a reason of their own.
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of `ids`, spaces left as they are."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False))
+
+    def words(self, text: str) -> str:
+        """A rendered text without its special tokens."""
+        return self.special.sub("", text)
 
 
 def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
@@ -97,18 +130,16 @@ def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
         marked=_marked(tokenizer, stock),
         tools=_holds_tools(tokenizer),
         developer="developer" in stock,
-        end_ids=frozenset(),
-        scaffolds=frozenset(),
     )
     end_ids, scaffolds = _probe_turns(bare)
-    return ModelTemplate(
-        tokenizer=tokenizer,
-        stock=stock,
-        marked=bare.marked,
-        tools=bare.tools,
-        developer=bare.developer,
+    return replace(
+        bare,
         end_ids=end_ids,
+        end_marks=tuple(bare.decode([token], skip_special=False) for token in sorted(end_ids)),
         scaffolds=scaffolds,
+        lossless=bare.decode(bare.encode(_ANY_TEXT), skip_special=False) == _ANY_TEXT,
+        piecewise=_is_piecewise(bare),
+        special=_special_tokens(tokenizer),
     )
 
 
@@ -204,8 +235,8 @@ def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:
         for turn in (plain, thinking):
             for after in ([], [user, plain]):
                 try:
-                    head = bare.render([user], None, template=template, generation_prompt=True)
-                    text = bare.render([user, turn, *after], None, template=template)
+                    (head,) = bare.render([[user]], None, template=template, generation_prompt=True)
+                    (text,) = bare.render([[user, turn, *after]], None, template=template)
                 except RENDER_ERRORS:
                     continue
                 tail = bare.encode(text.split(_CONTENT, 1)[-1])
@@ -218,6 +249,22 @@ def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:
                 body = text[cut:].split(_CONTENT, 1)[0].replace(_REASONING, "")
                 scaffolds.add(squeeze(bare.decode(bare.encode(body))))
     return frozenset(end_ids), frozenset(scaffolds)
+
+
+def _is_piecewise(bare: ModelTemplate) -> bool:
+    user, answer = {"role": "user", "content": "qz"}, "Yes, two words"
+    try:
+        (head,) = bare.render([[user]], None, template=bare.stock, generation_prompt=True)
+    except RENDER_ERRORS:
+        return False
+    both, first, second = bare.encode_all([head + answer, head, answer])
+    return both == first + second
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def squeeze(text: str) -> str:
