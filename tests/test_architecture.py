@@ -19,7 +19,7 @@ ALLOWED = {
     "gym": set(),
     "selection": {"rollouts", "workspace"},
     "comparison": {"rollouts"},
-    "formats": {"rollouts", "models", "workspace"},
+    "formats": {"rollouts", "selection", "models", "workspace"},
     "training": {"models", "workspace"},
     "validation": {"gym", "serving", "comparison", "workspace"},
     "reports": {"rollouts", "selection", "comparison", "workspace"},

@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     from gymtrl.errors import GymtrlError as GymtrlError
     from gymtrl.errors import RunError as RunError
     from gymtrl.errors import UserError as UserError
+    from gymtrl.formats.grpo import format_grpo as format_grpo
+    from gymtrl.formats.preference import format_dpo as format_dpo
+    from gymtrl.formats.preference import format_reward as format_reward
+    from gymtrl.formats.settings import FormatDpoSettings as FormatDpoSettings
+    from gymtrl.formats.settings import FormatGrpoSettings as FormatGrpoSettings
+    from gymtrl.formats.settings import FormatKtoSettings as FormatKtoSettings
+    from gymtrl.formats.settings import FormatRewardSettings as FormatRewardSettings
     from gymtrl.formats.settings import FormatSftSettings as FormatSftSettings
     from gymtrl.formats.sft import format_sft as format_sft
+    from gymtrl.formats.unpaired import format_kto as format_kto
     from gymtrl.gym.install import setup_gym as setup_gym
     from gymtrl.gym.settings import CollectSettings as CollectSettings
     from gymtrl.gym.settings import GymSetupSettings as GymSetupSettings
@@ -37,8 +45,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "comparison.compare": ("Comparison", "compare_files"),
     "errors": ("GymtrlError", "RunError", "UserError"),
-    "formats.settings": ("FormatSftSettings",),
+    "formats.grpo": ("format_grpo",),
+    "formats.preference": ("format_dpo", "format_reward"),
+    "formats.settings": (
+        "FormatDpoSettings",
+        "FormatGrpoSettings",
+        "FormatKtoSettings",
+        "FormatRewardSettings",
+        "FormatSftSettings",
+    ),
     "formats.sft": ("format_sft",),
+    "formats.unpaired": ("format_kto",),
     "gym.install": ("setup_gym",),
     "gym.settings": ("CollectSettings", "GymSetupSettings"),
     "models.smollm2": ("make_smollm2",),

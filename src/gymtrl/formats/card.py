@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ output = sys.argv[2] if len(sys.argv) > 2 else "{objective}-output"
 
 dataset = load_dataset(str(folder)).select_columns({columns!r})
 cuda = torch.cuda.is_available()
-config = {config}(
+{before}config = {config}(
     output_dir=output,
 {options}
     use_cpu=not cuda,
@@ -40,30 +42,139 @@ config = {config}(
     report_to="none",
 )
 trainer = {trainer}(
-    model=model, args=config, train_dataset=dataset["train"], eval_dataset=dataset.get("validation")
-)
+    model=model,
+    args=config,
+    train_dataset=dataset["train"],
+    eval_dataset=dataset.get("validation"),
+{arguments})
 trainer.train()
 trainer.save_model(output)
 '''
 
 _WHOLE = "max_length=None,  # nothing is cut: rows that are too long are not in this dataset"
+_SMALL = ("per_device_train_batch_size=1,", "gradient_accumulation_steps=8,")
 
-_SCRIPTS: dict[Objective, dict[str, Any]] = {
-    "sft": {
-        "title": "Trains on this folder with TRL alone. The rows are tokenized and masked; SFTTrainer takes them so.",
-        "imports": "from trl import SFTConfig, SFTTrainer",
-        "columns": ["input_ids", "labels"],
-        "config": "SFTConfig",
-        "trainer": "SFTTrainer",
-        "options": [
-            _WHOLE,
-            "per_device_train_batch_size=1,",
-            "gradient_accumulation_steps=8,",
-            "num_train_epochs=2,",
-            "learning_rate=1e-5,",
-        ],
-    },
-}
+
+@dataclass(frozen=True)
+class _Script:
+    """What differs between the training scripts of the objectives."""
+
+    title: str
+    imports: str
+    columns: tuple[str, ...]
+    config: str
+    trainer: str
+    options: tuple[str, ...]
+    before: str = ""
+    arguments: str = ""
+
+
+_SFT = _Script(
+    "Trains on this folder with TRL alone. The rows are tokenized and masked; SFTTrainer takes them so.",
+    "from trl import SFTConfig, SFTTrainer",
+    ("input_ids", "labels"),
+    "SFTConfig",
+    "SFTTrainer",
+    (_WHOLE, *_SMALL, "num_train_epochs=2,", "learning_rate=1e-5,"),
+)
+_DPO_OPTIONS = (
+    *_SMALL,
+    "num_train_epochs=1,",
+    'loss_type=["sigmoid", "sft"],',
+    "loss_weights=[1.0, 1.0],",
+    "learning_rate=1e-6,",
+)
+_DPO_PLAIN = _Script(
+    "Trains on this folder with TRL alone: each side is one turn, in which there is nothing to mask.",
+    "from trl import DPOConfig, DPOTrainer",
+    ("prompt", "chosen", "rejected", "tools"),
+    "DPOConfig",
+    "DPOTrainer",
+    (_WHOLE, *_DPO_OPTIONS),
+)
+_DPO_TOKENS = _Script(
+    "Trains on this folder with TRL. The trainer is TRL's; it takes the tokens as they are, tool results masked.",
+    "from gymtrl import TokenDPOTrainer\nfrom trl import DPOConfig",
+    ("prompt_ids", "chosen_ids", "chosen_mask", "rejected_ids", "rejected_mask"),
+    "DPOConfig",
+    "TokenDPOTrainer",
+    (_WHOLE, *_DPO_OPTIONS),
+)
+_REWARD = _Script(
+    "Trains a reward model on this folder with TRL alone; RewardTrainer takes the tokens as they are.",
+    "from trl import RewardConfig, RewardTrainer",
+    ("chosen_ids", "rejected_ids"),
+    "RewardConfig",
+    "RewardTrainer",
+    (_WHOLE, *_SMALL, "num_train_epochs=1,", "learning_rate=1e-4,"),
+)
+_KTO = _Script(
+    "Trains on this folder with TRL. The trainer is TRL's; it takes the tokens as they are, tool results masked.",
+    "from gymtrl import TokenKTOTrainer\nfrom trl import KTOConfig",
+    ("prompt_ids", "completion_ids", "completion_mask", "label"),
+    "KTOConfig",
+    "TokenKTOTrainer",
+    (
+        _WHOLE,
+        "desirable_weight={desirable_weight},",
+        "undesirable_weight={undesirable_weight},",
+        "per_device_train_batch_size=4,  # its rows are compared with each other",
+        "gradient_accumulation_steps=4,",
+        "num_train_epochs=1,",
+        "learning_rate=1e-6,",
+    ),
+)
+_GROUPS = _Script(
+    "Replays this folder's recorded groups in TRL's GRPOTrainer, as if they had just been sampled. Experimental.",
+    "from datasets import Dataset\nfrom trl import GRPOConfig, GRPOTrainer",
+    ("group", "reward", "prompt_ids", "completion_ids", "completion_mask", "log_probs"),
+    "GRPOConfig",
+    "GRPOTrainer",
+    (
+        "num_generations={group_size},",
+        "per_device_train_batch_size={group_size},",
+        "num_train_epochs=1,",
+        "learning_rate=5e-7,",
+    ),
+    before='''\
+recorded = {{}}
+for row in dataset["train"]:
+    recorded.setdefault(row["group"], []).append(row)
+prompts = [[{{"role": "user", "content": "", "group": group}}] for group in recorded]
+dataset = {{"train": Dataset.from_dict({{"prompt": prompts}})}}
+
+
+def replay(prompts, trainer):
+    """Each group's rollouts in turn; TRL asks for every prompt as often as a group has rollouts."""
+    first = trainer.accelerator.process_index * len(prompts)
+    rows = []
+    for number, prompt in enumerate(prompts, first):
+        group = recorded[prompt[-1]["group"]]
+        rows.append(group[number % len(group)])
+    return {{
+        "prompt_ids": [row["prompt_ids"] for row in rows],
+        "completion_ids": [row["completion_ids"] for row in rows],
+        "logprobs": [row["log_probs"] or [0.0] * len(row["completion_ids"]) for row in rows],
+        "env_mask": [row["completion_mask"] for row in rows],
+        "recorded_reward": [row["reward"] for row in rows],
+    }}
+
+
+def reward(prompts, completions, recorded_reward, **columns):
+    return recorded_reward
+
+
+''',
+    arguments="    reward_funcs=reward,\n    rollout_func=replay,\n",
+)
+
+
+def _script(objective: Objective, facts: Mapping[str, Any]) -> _Script | None:
+    """The script of an objective; `None` where training needs a running Gym."""
+    if objective == "dpo":
+        return _DPO_PLAIN if facts["kind"] == "first_divergence" else _DPO_TOKENS
+    return {"sft": _SFT, "reward": _REWARD, "kto": _KTO, "grpo_groups": _GROUPS}.get(objective)
+
 
 _CARD = """\
 ---
@@ -105,6 +216,16 @@ _TITLES: dict[Objective, str] = {
 _LOSS = "Only what the policy wrote carries loss, the token that ends each turn included. Nothing is cut."
 _HOW: dict[Objective, str] = {
     "sft": f"`input_ids` and `labels` are ready for TRL's `SFTTrainer`; `train_with_trl.py` shows how. {_LOSS}",
+    "dpo": "`prompt_ids`, `chosen_ids`, `rejected_ids` and the two masks are what `gymtrl.TokenDPOTrainer` takes; of "
+    f"pairs of single turns plain TRL may take the messages. `train_with_trl.py` shows how. {_LOSS}",
+    "reward": "`chosen_ids` and `rejected_ids` are whole conversations, ready for TRL's `RewardTrainer`; "
+    "`train_with_trl.py` shows how.",
+    "kto": "`prompt_ids`, `completion_ids`, `completion_mask` and `label` are what `gymtrl.TokenKTOTrainer` takes, "
+    f"with the weights that stand in `train_with_trl.py`. The rows are shuffled: keep their order. {_LOSS}",
+    "grpo_prompts": "Prompts of tasks that the policy solved now and then, for online training in Gym: `pass_rate` is "
+    "what was logged over `rollouts` rollouts.",
+    "grpo_groups": "Recorded groups whose rewards differ, all of one size. `train_with_trl.py` replays them "
+    f"(experimental). A rollout that the world spoiled has no reward. {_LOSS}",
 }
 
 _WORDS = {
@@ -124,20 +245,50 @@ _WORDS = {
     "tools": "declared tools; likewise",
     "input_ids": "the tokens",
     "labels": "the tokens that carry loss; -100 elsewhere",
+    "kind": "`first_divergence`: the first turns that differ; `trajectory`: all that followed the prompt",
+    "depth": "messages of the completions that the two sides share, here part of the prompt",
+    "label": "whether the rollout is good",
+    "group": "rollouts of one task in one run",
+    "pass_rate": "share of the task's rollouts that were good",
+    "rollouts": "how many of its rollouts had a valid reward",
+    "prompt_ids": "tokens of the prompt",
+    "completion_ids": "tokens after the prompt",
+    "completion_mask": "1 for those that carry loss",
+    "log_probs": "natural log-probabilities as recorded; 0 where the mask is, null where nothing was recorded",
+    **{
+        f"{side}{name}": words.format(side=side)
+        for side in ("chosen", "rejected")
+        for name, words in {
+            "": "the {side} side's messages; likewise",
+            "_row_id": "the {side} side's rollout",
+            "_file": "the file that it stood in",
+            "_line": "its line, from 1",
+            "_reward": "its reward",
+            "_route": "where its tokens came from, as `route`",
+            "_ids": "its tokens",
+            "_mask": "1 for those that carry loss",
+        }.items()
+    },
 }
 
 
 def write_script(path: Path, objective: Objective, settings: FormatSettings, facts: dict[str, Any]) -> None:
-    """Writes `train_with_trl.py` into the dataset folder `path`."""
-    script = _SCRIPTS[objective]
+    """Writes `train_with_trl.py` into the dataset folder `path`, where one script can train on it."""
+    script = _script(objective, facts)
+    if script is None:
+        return
     text = _SCRIPT.format(
-        **script
-        | {
-            "model": settings.model,
-            "seed": settings.seed,
-            "objective": objective,
-            "options": "\n".join(f"    {option.format(**facts)}" for option in script["options"]),
-        }
+        title=script.title,
+        imports=script.imports,
+        columns=list(script.columns),
+        config=script.config,
+        trainer=script.trainer,
+        before=script.before.format(),
+        arguments=script.arguments,
+        model=settings.model,
+        seed=settings.seed,
+        objective=objective,
+        options="\n".join(f"    {option.format(**facts)}" for option in script.options),
     )
     (path / "train_with_trl.py").write_text(text, encoding="utf-8")
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gymtrl.formats.checks import (
+    IGNORED,
     Refusal,
     Route,
     Tokenized,
@@ -82,6 +83,25 @@ def tokenize_all(
     ]
 
 
+def tokenize_prompt(example: Example, template: ModelTemplate) -> list[int] | Refusal:
+    """Token ids of what is sent to a model that is to answer the example's prompt, or why that cannot be shown."""
+    asked = dataclasses.replace(example, completion=(), recorded=(), truncated=False)
+    unfit = _unfit(asked) or _without_tools(asked, template)
+    if unfit is not None:
+        return unfit
+    chat = to_chat(asked.prompt, developer_as_system=not template.developer)
+    try:
+        (text,) = template.render([chat], list(asked.tools) or None, template=template.stock, generation_prompt=True)
+    except RENDER_ERRORS as error:
+        return _template_error(error)
+    return lost_text(text, asked) or template.encode(text)
+
+
+def loss_mask(tokens: Tokenized) -> list[int]:
+    """1 for every token that carries loss, 0 for all others."""
+    return [int(label != IGNORED) for label in tokens.labels]
+
+
 def _render(
     example: Example, template: ModelTemplate, reasoning: Reasoning, recorded: Recorded
 ) -> _Rendering | Tokenized | Refusal:
@@ -97,8 +117,9 @@ def _render(
         if problem is None or recorded == "only":
             return problem or found
         flags.append(f"recorded_ids_unused:{problem.reason}")
-    if not template.tools and _uses_tools(example):
-        return Refusal("template_without_tools", "the row has tools; the model's chat template cannot show them")
+    toolless = _without_tools(example, template)
+    if toolless is not None:
+        return toolless
     if not template.developer and any(m.role == "developer" for m in (*example.prompt, *example.completion)):
         flags.append("developer_as_system")
     first: Refusal | None = None
@@ -123,9 +144,12 @@ def _unfit(example: Example) -> Refusal | None:
     return None
 
 
-def _uses_tools(example: Example) -> bool:
+def _without_tools(example: Example, template: ModelTemplate) -> Refusal | None:
     messages = (*example.prompt, *example.completion)
-    return bool(example.tools) or any(m.role == "tool" or m.tool_calls for m in messages)
+    uses = bool(example.tools) or any(m.role == "tool" or m.tool_calls for m in messages)
+    if uses and not template.tools:
+        return Refusal("template_without_tools", "the row has tools; the model's chat template cannot show them")
+    return None
 
 
 def _renderings(example: Example, template: ModelTemplate) -> Iterator[_Rendering | Refusal]:

@@ -19,6 +19,7 @@ from gymtrl.rollouts.sidecars import inputs_beside
 
 SPLITS = ("train", "validation")
 
+_REMEDY = "give the folder that 'gymtrl filter' wrote, or a rollout file"
 _TOKEN_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 _KEYS = ("file", "line", "task_key", "input_key", "cluster_key")
 
@@ -66,7 +67,8 @@ def format_inputs(source: Path, settings: FormatSettings) -> list[Path]:
     Raises:
         UserError: The source or the model's folder is missing.
     """
-    split_files(source)
+    if not source.exists():
+        raise UserError(f"{source} does not exist", remedy=_REMEDY)
     sidecar = None if source.is_dir() else inputs_beside(source)
     model = local_folder(settings.model)
     deciding = {path for pattern in _TOKEN_FILES for path in model.glob(pattern)} if model is not None else ()
@@ -79,14 +81,13 @@ def split_files(source: Path) -> dict[str, Path]:
     Raises:
         UserError: There is none.
     """
-    remedy = "give the folder that 'gymtrl filter' wrote, or a rollout file"
     if source.is_dir():
         files = {split: source / f"{split}.jsonl" for split in SPLITS}
         if not files["train"].is_file():
-            raise UserError(f"{source} holds no train.jsonl", remedy=remedy)
+            raise UserError(f"{source} holds no train.jsonl", remedy=_REMEDY)
         return {split: path for split, path in files.items() if path.is_file()}
     if not source.is_file():
-        raise UserError(f"{source} does not exist", remedy=remedy)
+        raise UserError(f"{source} does not exist", remedy=_REMEDY)
     return {"train": source}
 
 
