@@ -53,6 +53,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.text += " "
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -192,11 +193,11 @@ def test_pieces_are_the_ids_of_the_dataset_and_whole_characters(
         (0, lambda ids, labels: (ids, [IGNORED] * len(ids)), "0 parts with loss for 1 turn"),
         (0, lambda ids, labels: (ids, labels[:-1]), "lengths differ"),
         (0, lambda ids, labels: (ids, [n if n == IGNORED else n + 1 for n in labels]), "neither the token's id"),
-        (0, lambda ids, labels: (ids[:-3], labels[:-3]), "the end was cut"),
-        (0, lambda ids, labels: (ids[3:], labels[3:]), "the beginning was cut"),
+        (0, lambda ids, labels: (ids[:-3], labels[:-3]), "cut at the end"),
+        (0, lambda ids, labels: (ids[3:], labels[3:]), "cut at the beginning"),
         (0, lambda ids, labels: (ids, [*labels[:-1], ids[-1]]), "which ends no turn"),
         (1, lambda ids, labels: (ids, ids), "the text of a user message carries loss"),
-        (1, lambda ids, labels: (ids, only_last(labels)), "the call of 'weigh' in turn 1 carries no loss"),
+        (1, lambda ids, labels: (ids, only_last(labels)), "not all of the call of 'weigh' in turn 1 carries loss"),
     ],
 )
 def test_a_wrong_mask_fails_a_check(
@@ -223,7 +224,7 @@ def test_pairs_show_both_sides(tokenizer: PreTrainedTokenizerBase, tmp_path: Pat
     text = printed([good])
     assert good.passed and "⟦Lead is.<|im_end|>⟧" in text and "⟦Feathers are.<|im_end|>⟧" in text
     assert "r.jsonl:3 over r.jsonl:8" in text and "first divergence" in text and "rejected · reward 0" in text
-    assert failed(bad) == "the words of turn 1 carry no loss"
+    assert failed(bad) == "not all words of turn 1 carry loss"
     assert [s.tokens for s in good.sides] == [len(row["prompt_ids"] + row[f"{n}_ids"]) for n in ("chosen", "rejected")]
     totals = dataset_totals(tmp_path / "dpo")
     assert totals.trained == 2 * sum(row["chosen_mask"]) + 2 * sum(row["rejected_mask"]) - 1

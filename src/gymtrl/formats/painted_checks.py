@@ -212,7 +212,7 @@ def _words_trained(texts: Sequence[str], turns: Chat) -> Check:
     for number, turn in enumerate(turns):
         text = texts[number] if len(texts) == len(turns) else everything
         if _words(turn) not in text:
-            return Check(False, f"the words of turn {number + 1} carry no loss")
+            return Check(False, f"not all words of turn {number + 1} carry loss")
         for call in _calls(turn):
             spellings = [(call["name"],), *argument_texts(call["arguments"])]
             if not all(any(_normal(spelling) in text for spelling in each) for each in spellings):
@@ -258,15 +258,15 @@ def _texts_there(text: str, messages: Chat) -> Check:
 
 def _begins(ids: Sequence[int], decoder: Decoder) -> Check:
     if decoder.first is not None and list(ids[:1]) != [decoder.first]:
-        return Check(False, "the beginning was cut: no chat of this model begins so")
-    return Check(True, "the beginning is there")
+        return Check(False, "cut at the beginning: no chat of this model begins so")
+    return Check(True, "nothing was cut at the beginning")
 
 
 def _ends(ids: Sequence[int], completion: Chat, decoder: Decoder) -> Check:
     last = max((i for i, token in enumerate(ids) if token in decoder.template.end_ids), default=-1)
     if last < 0 or (completion and completion[-1]["role"] == "assistant" and decoder.text(ids[last + 1 :]).strip()):
-        return Check(False, "the end was cut: the last turn is not ended")
-    return Check(True, "the end is there")
+        return Check(False, "cut at the end: the last turn is not ended")
+    return Check(True, "nothing was cut at the end")
 
 
 def _calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:
