@@ -71,7 +71,8 @@ class Decoder:
         head, whole = self._render([user], generation_prompt=True), self._render([user, answer])
         if head is None:
             return frozenset()
-        special = set(self.template.tokenizer.all_special_ids)
+        added = self.template.tokenizer.added_tokens_decoder
+        special = {token for token, entry in added.items() if entry.special}
         # Some models open several parts within one turn.
         within = self._ids(whole[len(head) :]) if whole is not None and whole.startswith(head) else []
         return frozenset(special & set(self._ids(head))) - set(within) - self.template.end_ids
@@ -216,9 +217,7 @@ def _words_trained(texts: Sequence[str], turns: Chat) -> Check:
         for call in _calls(turn):
             spellings = [(call["name"],), *argument_texts(call["arguments"])]
             if not all(any(_normal(spelling) in text for spelling in each) for each in spellings):
-                return Check(
-                    False, f"the call of '{call['name']}' in turn {number + 1} carries no loss, or not all of it"
-                )
+                return Check(False, f"not all of the call of '{call['name']}' in turn {number + 1} carries loss")
         silent += _normal(turn.get("reasoning_content") or "").strip() not in text
     reasoning = f"; the reasoning of {silent} turn{'s' if silent > 1 else ''} is left out" if silent else ""
     return Check(True, f"the policy's words carry loss{reasoning}")
