@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gymtrl.errors import UserError
 from gymtrl.formats.checks import IGNORED
-from gymtrl.formats.painted import PaintedRow, painted_rows
+from gymtrl.formats.painted import TOKENS_APART, PaintedRow, painted_rows
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.sft import format_sft
 from gymtrl.formats.totals import dataset_totals
@@ -268,6 +268,22 @@ def test_nothing_in_a_row_can_act(dataset: Path, tokenizer: PreTrainedTokenizerB
     assert not {"\x1b", "\x07"} & set(source) and "<script" not in source and "script-src" not in source
     assert not any(name in ("src", "href") or name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert "default-src 'none'" in source and "</div><script>alert(1)</script>" in page.tokens[2]
+
+
+def test_a_long_row_is_whole_with_fewer_pieces_behind_the_limit(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    long = encoded(tokenizer, PROMPT) * 1200
+    folder = write_rows(tmp_path / "long", [single(tokenizer, label=True, prompt_ids=long)])
+    row = next(painted_rows(folder, tokenizer, 1))
+    context, answered = row.sides[0].segments[:2]
+    assert (
+        context.text == tokenizer.decode(long) and context.tokens == len(long) and answered.text == "Lead is.<|im_end|>"
+    )
+    assert TOKENS_APART <= len(context.pieces) <= TOKENS_APART + 1
+    write_page(folder, [row], tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert f"{len(long):,} tokens without loss" in page.text and page.loss == ["Lead is.<|im_end|>"]
 
 
 def test_the_page_holds_every_token_and_the_summary(

@@ -197,10 +197,11 @@ def _row(row: Mapping[str, Any], decoder: Decoder, objective: Objective) -> Pain
 
 def _facts(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     reward, label, rate = row.get("reward"), row.get("label"), row.get("pass_rate")
+    unrewarded = "none: a failed rollout" if "group" in row else "none"
     found = {
         "task": str(row["task_key"])[:_KEY_SHOWN],
         "group": str(row["group"])[:_KEY_SHOWN] if "group" in row else "",
-        "reward": ("none: a failed rollout" if reward is None else f"{reward:g}") if "reward" in row else "",
+        "reward": (unrewarded if reward is None else f"{reward:g}") if "reward" in row else "",
         "label": ("desirable" if label else "undesirable") if "label" in row else "",
         "pass rate": f"{rate:g} of {row['rollouts']} rollouts" if rate is not None else "",
         "part": f"{row['part']}" if row.get("part") else "",
