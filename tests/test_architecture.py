@@ -22,7 +22,7 @@ ALLOWED = {
     "formats": {"rollouts", "selection", "models", "workspace"},
     "training": {"models", "workspace"},
     "validation": {"gym", "serving", "comparison", "workspace"},
-    "reports": {"rollouts", "selection", "comparison", "workspace"},
+    "reports": {"rollouts", "selection", "formats", "comparison", "workspace"},
 }
 ON_TOP = {"demo", "cli"}
 
