@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -13,14 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from gymtrl.errors import UserError
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.sft import format_sft
-from gymtrl.formats.show import show
 from gymtrl.formats.source import format_inputs
-from gymtrl.models.fingerprint import load_tokenizer
 from gymtrl.workspace.artefact import read_manifest, up_to_date
 
 
@@ -232,26 +228,6 @@ def test_mistakes_are_told_with_a_remedy(tmp_path: Path, smollm2_dir: Path) -> N
         format_sft(tmp_path / "nothing.jsonl", tmp_path / "out", good)
     with pytest.raises(UserError, match=r"no train\.jsonl"):
         format_sft(tmp_path, tmp_path / "out", good)
-
-
-def test_show_paints_what_is_trained(dataset: Path, tiny_model: Path) -> None:
-    tokenizer = load_tokenizer(str(tiny_model))
-    plain = Console(file=io.StringIO(), width=200, color_system=None)
-    show(dataset, tokenizer, 1, plain)
-    text = plain.file.getvalue()  # type: ignore[attr-defined]
-    assert "⟦1 + 1 = 2<|im_end|>⟧" in text and "⟦<|im_start|>" not in text
-    colours = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard")
-    show(dataset, tokenizer, 2, colours)
-    assert "\x1b[1;30;42m1 + 1 = 2<|im_end|>\x1b[0m" in colours.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_show_lets_no_control_character_through(tiny_model: Path, tmp_path: Path) -> None:
-    source = write_lines(tmp_path / "r.jsonl", [row("\x1b]0;title\x07 a?", "b \x1b[2J")])
-    out = format_sft(source, tmp_path / "out", FormatSftSettings(model=str(tiny_model))).path
-    console = Console(file=io.StringIO(), width=200, color_system=None)
-    show(out, load_tokenizer(str(tiny_model)), 1, console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "title" in text and not {"\x1b", "\x07"} & set(text)
 
 
 def test_the_folders_own_script_trains_with_plain_trl(dataset: Path, tiny_model: Path, tmp_path: Path) -> None:

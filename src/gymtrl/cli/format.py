@@ -32,6 +32,8 @@ Page = Annotated[
     typer.Option("--html", help="Write a page that shows rows with the trained tokens coloured.", show_default=False),
 ]
 
+_ROWS_OF_A_PAGE = 20
+
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
@@ -87,7 +89,10 @@ def _format(
     from gymtrl.cli.run import run_stage
     from gymtrl.formats.source import format_inputs
     from gymtrl.reports.progress import watch
+    from gymtrl.rollouts.outputs import check_output
 
+    if html is not None:
+        check_output(html, [source])
     folder = out or default_out([source], name)
 
     def work() -> None:
@@ -103,6 +108,9 @@ def _format(
         work=work,
         as_json=stage.json,
     )
+    script = folder / "train_with_trl.py"
+    if not stage.json and script.is_file():
+        print(f"\n{script}:\n\n{script.read_text(encoding='utf-8')}")
     if show or html is not None:
         _show(folder, show, html, stage)
 
@@ -110,8 +118,13 @@ def _format(
 def _show(folder: Path, show: int, html: Path | None, stage: Stage) -> None:
     from rich.console import Console
 
-    from gymtrl.formats.show import show as show_rows
+    from gymtrl.formats.painted import painted_rows
     from gymtrl.models.fingerprint import load_tokenizer
+    from gymtrl.reports.dataset import print_rows
+    from gymtrl.reports.dataset_page import write_page
 
     tokenizer = load_tokenizer(stage.settings.model, trust_remote_code=stage.settings.trust_remote_code)
-    show_rows(folder, tokenizer, show, Console(stderr=stage.json))
+    if show:
+        print_rows(painted_rows(folder, tokenizer, show), Console(stderr=stage.json))
+    if html is not None:
+        write_page(folder, painted_rows(folder, tokenizer, show or _ROWS_OF_A_PAGE), html)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,15 @@ import sys
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
+from datasets import {loaders}
 {imports}
 
 folder = Path(__file__).resolve().parent
-model = sys.argv[1] if len(sys.argv) > 1 else {model!r}
+model = sys.argv[1] if len(sys.argv) > 1 else {model}
 output = sys.argv[2] if len(sys.argv) > 2 else "{objective}-output"
 
-dataset = load_dataset(str(folder)).select_columns({columns!r})
+columns = {columns}
+dataset = load_dataset(str(folder)).select_columns(columns)
 cuda = torch.cuda.is_available()
 {before}config = {config}(
     output_dir=output,
@@ -126,7 +128,7 @@ _KTO = _Script(
 )
 _GROUPS = _Script(
     "Replays this folder's recorded groups in TRL's GRPOTrainer, as if they had just been sampled. Experimental.",
-    "from datasets import Dataset\nfrom trl import GRPOConfig, GRPOTrainer",
+    "from trl import GRPOConfig, GRPOTrainer",
     ("group", "reward", "prompt_ids", "completion_ids", "completion_mask", "log_probs"),
     "GRPOConfig",
     "GRPOTrainer",
@@ -279,13 +281,14 @@ def write_script(path: Path, objective: Objective, settings: FormatSettings, fac
         return
     text = _SCRIPT.format(
         title=script.title,
+        loaders="Dataset, load_dataset" if script.before else "load_dataset",
         imports=script.imports,
-        columns=list(script.columns),
+        columns=json.dumps(script.columns),
         config=script.config,
         trainer=script.trainer,
         before=script.before.format(),
         arguments=script.arguments,
-        model=settings.model,
+        model=json.dumps(settings.model, ensure_ascii=False),
         seed=settings.seed,
         objective=objective,
         options="\n".join(f"    {option.format(**facts)}" for option in script.options),
