@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from gymtrl.errors import UserError
+from gymtrl.selection.filter import filter_rollouts
 from gymtrl.selection.pool import Pool, open_pool
+from gymtrl.selection.settings import FilterSettings
 from gymtrl.selection.unpaired import choose_unpaired, kto_weights
 from rows import row, write_rows
 
@@ -65,3 +67,14 @@ def test_weights_reach_the_nearer_bound(good: int, bad: int, expected: tuple[flo
 def test_weights_need_both(good: int, bad: int, lacking: str) -> None:
     with pytest.raises(UserError, match=f"no {lacking} rollout"):
         kto_weights(good, bad)
+
+
+def test_what_a_filter_found_to_be_nearly_the_same_is_left_out(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(60)]
+    texts = [" ".join(words), " ".join([*words[:-1], "other"]), "quite another answer", "wrong"]
+    rows = [row("q", text, float(text != "wrong"), repeat=repeat) for repeat, text in enumerate(texts)]
+    path = write_rows(tmp_path / "rollouts.jsonl", rows)
+    filter_rollouts([path], tmp_path / "out", FilterSettings(validation=0, dedup="near", cap_per_task=1))
+    choice = choose_unpaired(open_pool(tmp_path / "out", tmp_path))
+    assert sorted(label for _, label in choice.labelled) == [False, True, True]
+    assert choice.unused["reason"].to_list() == ["near_duplicate"]
