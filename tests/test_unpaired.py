@@ -78,3 +78,11 @@ def test_what_a_filter_found_to_be_nearly_the_same_is_left_out(tmp_path: Path) -
     choice = choose_unpaired(open_pool(tmp_path / "out", tmp_path))
     assert sorted(label for _, label in choice.labelled) == [False, True, True]
     assert choice.unused["reason"].to_list() == ["near_duplicate"]
+
+
+def test_tasks_of_which_much_is_left_out_stand_anywhere(tmp_path: Path) -> None:
+    few, often = [("g", 1.0), ("b", 0.0)], [("g", 1.0), *((f"b{i}", 0.0) for i in range(30))]
+    choice = choose_unpaired(pool_of(tmp_path, *([few, often] * 40)), cap_per_task=1)
+    places = [place for place, (one, label) in enumerate(choice.labelled) if not label and (one.line - 1) % 33 > 2]
+    assert len(places) == 40
+    assert 50 < sum(places) / 40 < 110
