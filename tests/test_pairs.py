@@ -164,20 +164,17 @@ def test_first_divergence(tmp_path: Path, left: Any, right: Any, expected: int |
     assert first_divergence(rollout("q", left), rollout("q", right, "of another tool")) == "prompt_differs"
 
 
-def test_a_second_rollout_asked_in_the_same_words_is_the_partner(tmp_path: Path) -> None:
-    rows = [
-        row("ask kindly", "right", 1.0),
-        row("ask", "wrong!", 0.0, repeat=1),
-        row("ask kindly", "very wrong, and at length", 0.0, repeat=2),
-    ]
-    path = write_rows(tmp_path / "rollouts.jsonl", rows)
+def test_both_sides_of_a_pair_were_asked_in_the_same_words(tmp_path: Path) -> None:
+    short, long = "x" * 5, "x" * 50
+    asked = [("kindly", short, 1.0), ("kindly", long + "y", 0.0), ("rudely", long, 1.0), ("rudely", short + "y", 0.0)]
+    path = write_rows(tmp_path / "rollouts.jsonl", [row(*one, repeat=i) for i, one in enumerate(asked)])
     inputs = [
-        {"responses_create_params": {"input": "?"}, "_ng_task_index": 0, "_ng_rollout_index": i} for i in range(3)
+        {"responses_create_params": {"input": "?"}, "_ng_task_index": 0, "_ng_rollout_index": i} for i in range(4)
     ]
     write_rows(tmp_path / "rollouts_materialized_inputs.jsonl", inputs)
-    choice = choose_pairs(open_pool(path, tmp_path), PairRules())
-    assert lines(choice) == [(1, 3)]
-    assert unused(choice) == {2: "prompt_differs"}
+    choice = choose_pairs(open_pool(path, tmp_path), PairRules(pairs_per_task=9))
+    assert sorted(lines(choice)) == [(1, 2), (3, 4)]
+    assert len(choose_pairs(open_pool(path, tmp_path), PairRules()).pairs) == 1
 
 
 def test_pairs_stand_in_the_order_of_the_table(tmp_path: Path) -> None:
