@@ -46,6 +46,8 @@ def test_strategies_choose_the_rejected_side(tmp_path: Path) -> None:
     choice = choose_pairs(pool_of(tmp_path, often), PairRules())
     assert (choice.strategy, choice.margin) == ("sweet_spot", 0.2)
     assert [rejected for _, rejected in lines(choice)] == [21]
+    even = pool_of(tmp_path, [("answer", 1.0), ("a", 0.3), ("longer", 0.3), ("the longest of all", 0.3)])
+    assert lines(choose_pairs(even, PairRules("sweet_spot"))) == [(1, 3)]
     signed = pool_of(tmp_path, [("good", 1.0), ("bad", -5.0), ("worse", -6.0)])
     with pytest.raises(UserError, match="not for gymtrl to say"):
         choose_pairs(signed, PairRules())
@@ -143,9 +145,14 @@ def said(text: str) -> dict[str, Any]:
     ],
 )
 def test_first_divergence(tmp_path: Path, left: Any, right: Any, expected: int | str) -> None:
-    def rollout(question: str, output: Any) -> Rollout:
+    def rollout(question: str, output: Any, words: str = "") -> Rollout:
         made = row(question, "", 1.0)
-        tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+        tool = {
+            "type": "function",
+            "name": "f",
+            "description": words,
+            "parameters": {"type": "object", "properties": {}},
+        }
         made["responses_create_params"]["tools"] = [tool]
         made["response"]["output"] = output
         (line,) = read_lines([write_rows(tmp_path / "r.jsonl", [made])])
@@ -154,3 +161,25 @@ def test_first_divergence(tmp_path: Path, left: Any, right: Any, expected: int |
 
     assert first_divergence(rollout("q", left), rollout("q", right)) == expected
     assert first_divergence(rollout("q", left), rollout("other", right)) == "prompt_differs"
+    assert first_divergence(rollout("q", left), rollout("q", right, "of another tool")) == "prompt_differs"
+
+
+def test_both_sides_of_a_pair_were_asked_in_the_same_words(tmp_path: Path) -> None:
+    short, long = "x" * 5, "x" * 50
+    asked = [("kindly", short, 1.0), ("kindly", long + "y", 0.0), ("rudely", long, 1.0), ("rudely", short + "y", 0.0)]
+    path = write_rows(tmp_path / "rollouts.jsonl", [row(*one, repeat=i) for i, one in enumerate(asked)])
+    inputs = [
+        {"responses_create_params": {"input": "?"}, "_ng_task_index": 0, "_ng_rollout_index": i} for i in range(4)
+    ]
+    write_rows(tmp_path / "rollouts_materialized_inputs.jsonl", inputs)
+    choice = choose_pairs(open_pool(path, tmp_path), PairRules(pairs_per_task=9))
+    assert sorted(lines(choice)) == [(1, 2), (3, 4)]
+    assert len(choose_pairs(open_pool(path, tmp_path), PairRules()).pairs) == 1
+
+
+def test_pairs_stand_in_the_order_of_the_table(tmp_path: Path) -> None:
+    tasks = [(f"question {task}", text, reward) for task in range(9) for text, reward in (("g", 1.0), ("b", 0.0))]
+    for order in (tasks, tasks[::-1]):
+        path = write_rows(tmp_path / "rollouts.jsonl", [row(*task, index=i // 2) for i, task in enumerate(order)])
+        found = lines(choose_pairs(open_pool(path, tmp_path), PairRules()))
+        assert found == sorted(found) and len(found) == 9

@@ -128,3 +128,12 @@ def test_environments_with_their_own_thresholds_and_none(tmp_path: Path) -> None
     nothing = open_pool(write_rows(tmp_path / "rollouts.jsonl", rows[2:]), tmp_path)
     with pytest.raises(UserError, match="not for gymtrl to say"):
         nothing.require_threshold()
+
+
+def test_an_incomplete_response_is_never_a_side(tmp_path: Path) -> None:
+    cut = row("q", "cut", 1.0)
+    cut["response"]["status"] = "incomplete"
+    path = write_rows(tmp_path / "rollouts.jsonl", [cut, row("q", "whole", 1.0, repeat=1)])
+    pool = filtered(path, validation=0, keep_truncated=True)
+    assert reasons(pool) == ["truncated", None]
+    assert pool.rows["kept"].to_list() == [True, True]

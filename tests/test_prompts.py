@@ -94,3 +94,40 @@ def test_groups_need_no_threshold_and_two_members(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to compare"):
         choose_groups(pool, 1)
     assert choose_groups(pool_of(tmp_path, [1.0, 1.0])).groups == []
+
+
+def test_one_task_asked_by_two_agents(tmp_path: Path) -> None:
+    rows = [
+        row("ask", "wrong", 0.0, repeat=0, agent_ref={"name": "a"}),
+        row("ask", "right", 1.0, repeat=1, agent_ref={"name": "a"}),
+        *(row("ask kindly", f"right {i}", 1.0, repeat=i, agent_ref={"name": "b"}) for i in (2, 3)),
+    ]
+    path = write_rows(tmp_path / "rollouts.jsonl", rows)
+    inputs = [
+        {"responses_create_params": {"input": "?"}, "_ng_task_index": 0, "_ng_rollout_index": repeat}
+        for repeat in (1, 2, 3)
+    ]
+    write_rows(tmp_path / "rollouts_materialized_inputs.jsonl", inputs)
+    (prompt,) = choose_prompts(open_pool(path, tmp_path)).prompts
+    # The first line has no input row; all are one task.
+    assert (prompt.pass_rate, prompt.rollouts, prompt.candidate.line) == (0.75, 4, 2)
+    filter_rollouts([path], tmp_path / "out", FilterSettings(validation=0, agents=["a"]))
+    (prompt,) = choose_prompts(open_pool(tmp_path / "out", tmp_path)).prompts
+    assert (prompt.pass_rate, prompt.rollouts) == (0.5, 2)
+
+
+def test_what_failed_halfway_is_in_no_group(tmp_path: Path) -> None:
+    cut = row("q", "cut", 0.0, repeat=2, mask_sample=True)
+    cut["response"]["status"] = "incomplete"
+    path = write_rows(tmp_path / "rollouts.jsonl", [row("q", "a", 1.0), row("q", "b", 0.0, repeat=1), cut])
+    choice = choose_groups(open_pool(path, tmp_path))
+    assert [[one.line for one in group] for group in choice.groups] == [[1, 2]]
+    assert choice.unused["reason"].to_list() == ["masked"]
+
+
+def test_an_index_that_was_asked_different_things_groups_by_task(tmp_path: Path) -> None:
+    asked = [("p", "a", 1.0), ("q", "a", 0.0), ("p", "b", 0.0), ("q", "b", 1.0)]
+    path = write_rows(tmp_path / "rollouts.jsonl", [row(*one, repeat=i) for i, one in enumerate(asked)])
+    choice = choose_groups(open_pool(path, tmp_path))
+    assert [[one.line for one in group] for group in choice.groups] == [[1, 3], [2, 4]]
+    assert all(group[0].group for group in choice.groups)

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from gymtrl.errors import UserError
+from gymtrl.selection.filter import filter_rollouts
 from gymtrl.selection.pool import Pool, open_pool
+from gymtrl.selection.settings import FilterSettings
 from gymtrl.selection.unpaired import choose_unpaired, kto_weights
 from rows import row, write_rows
 
@@ -65,3 +67,22 @@ def test_weights_reach_the_nearer_bound(good: int, bad: int, expected: tuple[flo
 def test_weights_need_both(good: int, bad: int, lacking: str) -> None:
     with pytest.raises(UserError, match=f"no {lacking} rollout"):
         kto_weights(good, bad)
+
+
+def test_what_a_filter_found_to_be_nearly_the_same_is_left_out(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(60)]
+    texts = [" ".join(words), " ".join([*words[:-1], "other"]), "quite another answer", "wrong"]
+    rows = [row("q", text, float(text != "wrong"), repeat=repeat) for repeat, text in enumerate(texts)]
+    path = write_rows(tmp_path / "rollouts.jsonl", rows)
+    filter_rollouts([path], tmp_path / "out", FilterSettings(validation=0, dedup="near", cap_per_task=1))
+    choice = choose_unpaired(open_pool(tmp_path / "out", tmp_path))
+    assert sorted(label for _, label in choice.labelled) == [False, True, True]
+    assert choice.unused["reason"].to_list() == ["near_duplicate"]
+
+
+def test_tasks_of_which_much_is_left_out_stand_anywhere(tmp_path: Path) -> None:
+    few, often = [("g", 1.0), ("b", 0.0)], [("g", 1.0), *((f"b{i}", 0.0) for i in range(30))]
+    choice = choose_unpaired(pool_of(tmp_path, *([few, often] * 40)), cap_per_task=1)
+    places = [place for place, (one, label) in enumerate(choice.labelled) if not label and (one.line - 1) % 33 > 2]
+    assert len(places) == 40
+    assert 50 < sum(places) / 40 < 110

@@ -16,8 +16,9 @@ def labelled(pool: Pool, seed: int) -> pl.DataFrame:
 
     Returns:
         `pl.DataFrame`: The usable rows with `draw` and `why` (null where it can be labelled): `no_threshold`,
-            `both_good_and_bad` (the same completion was rewarded both ways: a label would be noise) or
-            `duplicate_completion`. Best first within each task; what a filter kept before its copies.
+            `both_good_and_bad` (the same completion was rewarded both ways: a label would be noise),
+            `duplicate_completion` or, where the user had a filter look for them, `near_duplicate`. Best first within
+            each task; what a filter kept before its copies.
 
     Raises:
         `UserError`: If it is not known what is good.
@@ -34,4 +35,6 @@ def labelled(pool: Pool, seed: int) -> pl.DataFrame:
         .then(pl.lit("both_good_and_bad"))
         .when(pl.int_range(pl.len()).over(same) > 0)
         .then(pl.lit("duplicate_completion"))
+        .when("near_copy")
+        .then(pl.lit("near_duplicate"))
     )

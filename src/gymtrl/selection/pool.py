@@ -80,9 +80,10 @@ class Pool:
     Attributes:
         rows (`pl.DataFrame`): One row a line, keys and numbers only: columns of the rollout table, and `index` (row
             number), `task` (the first row of the task; tasks that share an input row are one), `side`, `reward` (null
-            where it is no measurement), `good`, `kept` (a filter kept it), `whole` (neither truncated nor faulty),
-            `counts` (its reward tells of its task), `completion` (equal for equal completions), `at_file`, `at_line`,
-            `at_offset` (where its bytes stand now), and `reason` (why it cannot be used; null where it can).
+            where it is no measurement), `good`, `kept` (a filter kept it), `near_copy` (it nearly repeats one that a
+            filter kept), `whole` (neither truncated nor faulty), `counts` (its reward tells of its task),
+            `completion` (equal for equal completions), `at_file`, `at_line`, `at_offset` (where its bytes stand now),
+            and `reason` (why it cannot be used; null where it can).
         threshold (`float`, *optional*): Lowest good reward; `None` where each environment or agent has its own.
         thresholds (`dict[str, float]`): These.
         threshold_why (`str`): Where it came from, or why there is none.
@@ -253,8 +254,11 @@ def _rows(state: State, good: pl.Series, side: pl.Series, place: pl.DataFrame) -
     whole = ~pl.col("truncated").fill_null(False) & pl.col("fault").is_null()
     measured = is_measured(state.settings).fill_null(False)
     names = set(state.rows.collect_schema().names())
-    kept = pl.col("drop_reason").is_null() if "drop_reason" in names else pl.lit(False)
-    rows = state.rows.select(*_COLUMNS, "reward", whole=whole, measured=measured, kept=kept).collect()
+    dropped = pl.col("drop_reason") if "drop_reason" in names else pl.lit("")
+    kept, near_copy = dropped.is_null(), dropped.eq_missing("near_duplicate")
+    rows = state.rows.select(
+        *_COLUMNS, "reward", whole=whole, measured=measured, kept=kept, near_copy=near_copy
+    ).collect()
     rows = pl.concat([rows.drop("offset"), place], how="horizontal").with_columns(
         state.tasks.alias("task"), good.alias("good"), side.alias("side"), state.reasons.alias("reason")
     )

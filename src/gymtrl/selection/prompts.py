@@ -96,8 +96,7 @@ def _never_solved(rows: pl.DataFrame, within: pl.DataFrame, share: float) -> pl.
     never = rows.filter(pl.col("why") == "never_solved").sort("draw", "index")
     sides = within["side"].to_list()
     parts = [
-        # What rounding takes from 9 * 0.1 / 0.9 must not cost a task.
-        never.filter(pl.col("side") == side).head(math.floor(sides.count(side) * share / (1 - share) + 1e-9))
+        never.filter(pl.col("side") == side).head(math.floor(sides.count(side) * share / (1 - share)))
         for side in ("train", "validation")
     ]
     return pl.concat(parts)
