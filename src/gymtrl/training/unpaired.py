@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
@@ -69,16 +70,20 @@ class TokenKTOTrainer(KTOTrainer):  # type: ignore[misc]  # untyped base
             return rows
         # In one process: each part that a worker takes would start batches of its own, not those that are trained on.
         with args.main_process_first():
-            return rows.map(_rotate, batched=True, batch_size=args.per_device_train_batch_size)
+            arrow = rows.with_format("arrow")
+            return arrow.map(_rotate, batched=True, batch_size=args.per_device_train_batch_size).with_format(None)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns += [name for name in _MASKS if name not in self._signature_columns]
 
 
-def _rotate(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _rotate(batch: pa.Table) -> pa.Table:
     """Gives each row of a batch the completion of the row before it, as TRL does, and its mask with it."""
-    return {f"KL_{column}": [batch[column][-1], *batch[column][:-1]] for column in _ROTATED}
+    before = batch.take([len(batch) - 1, *range(len(batch) - 1)])
+    for column in _ROTATED:
+        batch = batch.append_column(f"KL_{column}", before.column(column))
+    return batch
 
 
 def _warn_of_weights(good: int, rows: int, args: KTOConfig) -> None:
