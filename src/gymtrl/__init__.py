@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gymtrl.errors import GymtrlError as GymtrlError
     from gymtrl.errors import RunError as RunError
     from gymtrl.errors import UserError as UserError
+    from gymtrl.exports.export import export_dataset as export_dataset
+    from gymtrl.exports.settings import ExportSettings as ExportSettings
     from gymtrl.formats.settings import FormatSftSettings as FormatSftSettings
     from gymtrl.formats.sft import format_sft as format_sft
     from gymtrl.gym.install import setup_gym as setup_gym
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "comparison.compare": ("Comparison", "compare_files"),
     "errors": ("GymtrlError", "RunError", "UserError"),
+    "exports.export": ("export_dataset",),
+    "exports.settings": ("ExportSettings",),
     "formats.settings": ("FormatSftSettings",),
     "formats.sft": ("format_sft",),
     "gym.install": ("setup_gym",),
