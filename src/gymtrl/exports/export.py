@@ -47,7 +47,7 @@ class _Tally:
     on_row: Callable[[], object] | None
     read: int = 0
     written: int = 0
-    developers: int = 0
+    changed: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
 
@@ -97,9 +97,7 @@ def export_dataset(
         dropped = dict(sorted(tally.dropped.items()))
         draft.counts = Counts(read=tally.read, written=tally.written, dropped=dropped)
         result = ExportResult(out, draft.counts, dict(tally.rows))
-        draft.extra.update({"objective": source.objective, "rows": result.rows})
-        if tally.developers:
-            draft.extra["developer_as_system"] = tally.developers
+        draft.extra.update({"objective": source.objective, "rows": result.rows, **tally.changed})
     return result
 
 
@@ -131,7 +129,7 @@ def _write_chats(source: Source, split: str, folder: Path, to: str, tally: _Tall
                     _write_line(beside, row.provenance)
                 tally.written += 1
                 tally.rows[split] += 1
-                tally.developers += any(message["role"] == "developer" for message in row.prompt)
+                tally.changed.update(_changes(row))
             tally.next()
 
 
@@ -142,6 +140,16 @@ def _converted(source: Source, split: str, to: str) -> Iterator[tuple[Chat | Pai
     else:
         for chat in chats(source, split):
             yield chat, _CHATS[to](chat)
+
+
+def _changes(row: Chat | Pair) -> list[str]:
+    """What the chat formats write in another way than the record."""
+    found = []
+    if any(message["role"] == "developer" for message in row.prompt):
+        found.append("developer_as_system")
+    if isinstance(row, Chat) and row.completion[-1]["role"] != "assistant":
+        found.append("untrained_end_left_out")
+    return found
 
 
 def _write_tokens(source: Source, split: str, folder: Path, tally: _Tally) -> None:

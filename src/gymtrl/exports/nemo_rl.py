@@ -11,22 +11,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from .source import Chat, Dropped, Pair, developer_as_system, needs_images
+from .source import Chat, Dropped, Pair, developer_as_system, needs_images, to_last_assistant
 
 
 def sft_row(chat: Chat) -> dict[str, Any] | Dropped:
     """Returns `{"messages", "tools", "metadata"}`; `tools` only where there are some.
 
-    Arguments of calls stay objects, as in NeMo RL's own example: they go to the chat template as they are.
+    The last message must be the assistant's, so answers of tools that nothing follows are left out. Arguments of calls
+    stay objects, as in NeMo RL's own example: they go to the chat template as they are.
     """
-    messages = developer_as_system([*chat.prompt, *chat.completion])
+    messages = developer_as_system([*chat.prompt, *to_last_assistant(chat.completion)])
     if needs_images(messages):
         return Dropped("images", "the record does not tell where in the text an image stood")
     if any(message["role"] == "assistant" for message in chat.prompt):
         # Nothing marks a single message as history, and the policy of the rollout did not produce it.
         return Dropped("history_would_be_trained", "NeMo RL trains every assistant message, also those of the prompt")
-    if messages[-1]["role"] != "assistant":
-        return Dropped("ends_without_assistant", "the last message must be the assistant's")
     tools = {"tools": chat.tools} if chat.tools else {}
     return {"messages": messages, **tools, "metadata": chat.provenance}
 

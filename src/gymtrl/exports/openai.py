@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from .source import Chat, Dropped, Messages, Pair, developer_as_system, needs_images
+from .source import Chat, Dropped, Messages, Pair, developer_as_system, needs_images, to_last_assistant
 
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -21,17 +21,16 @@ _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 def sft_row(chat: Chat) -> dict[str, Any] | Dropped:
     """Returns `{"messages", "tools", "parallel_tool_calls"}`, the latter two only where there are tools.
 
-    Assistant messages of the prompt get `"weight": 0`: they are history, and only the completion is trained.
+    Assistant messages of the prompt get `"weight": 0`: they are history, and only the completion is trained. The last
+    message must be the assistant's, so answers of tools that nothing follows are left out.
     """
-    messages = [*chat.prompt, *chat.completion]
-    if (refused := _refused(messages, chat.tools)) is not None:
+    completion = to_last_assistant(chat.completion)
+    if (refused := _refused([*chat.prompt, *completion], chat.tools)) is not None:
         return refused
-    if messages[-1]["role"] != "assistant":
-        return Dropped("ends_without_assistant", "the last message must be the assistant's")
     history = [
         message | {"weight": 0} if message["role"] == "assistant" else message for message in _messages(chat.prompt)
     ]
-    return {"messages": history + _messages(chat.completion), **_tools(chat.tools)}
+    return {"messages": history + _messages(completion), **_tools(chat.tools)}
 
 
 def preference_row(pair: Pair) -> dict[str, Any] | Dropped:

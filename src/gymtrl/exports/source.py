@@ -143,6 +143,12 @@ def developer_as_system(messages: Messages) -> Messages:
     return [message | {"role": "system"} if message["role"] == "developer" else message for message in messages]
 
 
+def to_last_assistant(completion: Messages) -> Messages:
+    """Leaves out what follows the last assistant message: nothing that is trained comes after it."""
+    last = max(place for place, message in enumerate(completion) if message["role"] == "assistant")
+    return completion[: last + 1]
+
+
 def needs_images(messages: Messages) -> bool:
     """Whether a message holds images; the record does not tell where in the text they stood."""
     return any(message.get("images") for message in messages)
