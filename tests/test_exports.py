@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import BaseModel
 
 from gymtrl.errors import UserError
 from gymtrl.exports import nemo_rl, openai, tokens
@@ -78,9 +79,17 @@ def sft(tmp_path_factory: pytest.TempPathFactory, smollm2_tools_dir: Path) -> Pa
     return format_sft(base / "filtered", base / "dataset", FormatSftSettings(model=str(smollm2_tools_dir))).path
 
 
-def dataset(path: Path, verb: str, columns: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
+class Made(BaseModel):
+    """The setting of the format verbs that an export must know."""
+
+    reasoning: str
+
+
+def dataset(
+    path: Path, verb: str, columns: dict[str, Any], rows: list[dict[str, Any]], reasoning: str = "keep"
+) -> Path:
     """A dataset folder of an objective, written by hand."""
-    with artefact(path, verb=verb, settings=TOKENS, inputs=[]) as draft:
+    with artefact(path, verb=verb, settings=Made(reasoning=reasoning), inputs=[]) as draft:
         (draft.path / "data").mkdir()
         table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
         pq.write_table(table, draft.path / "data" / "train-00000-of-00001.parquet")
@@ -281,6 +290,19 @@ def test_what_a_format_has_no_place_for_is_dropped(
     made = convert(Chat([USER], [message], [], {}))
     assert (made.reason if isinstance(made, Dropped) else None) == reason
     assert isinstance(made, Dropped) or made["messages"][-1] == message
+
+
+def test_reasoning_that_the_dataset_left_out_stays_out(tmp_path: Path) -> None:
+    rows = [pair(1, [USER], [said("Heavy.") | {"reasoning_content": "hm"}], [said("Light.")])]
+    kept = dataset(tmp_path / "kept", "format dpo", PAIR, rows)
+    left_out = dataset(tmp_path / "left_out", "format dpo", PAIR, rows, reasoning="drop")
+    for settings, side in [(NEMO_RL, "completions"), (OPENAI, "preferred_output")]:
+        folder = export_dataset(left_out, tmp_path / f"without-{side}", settings).path
+        assert "hm" not in json.dumps(lines_of(folder / "train.jsonl")[0][side])
+    (entry,) = lines_of(export_dataset(kept, tmp_path / "with", NEMO_RL).path / "train.jsonl")
+    assert entry["completions"][0]["completion"][0]["reasoning_content"] == "hm"
+    with pytest.raises(UserError, match="1 reasoning"):
+        export_dataset(kept, tmp_path / "out", OPENAI)
 
 
 def test_tokens_of_sft_are_those_of_the_dataset(sft: Path, tmp_path: Path) -> None:

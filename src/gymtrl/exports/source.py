@@ -37,12 +37,14 @@ class Source:
     Attributes:
         path (`Path`): The folder.
         objective (`str`): What it was made for: `sft`, `dpo`, `reward`, `kto` or `grpo`.
+        reasoning (`bool`): Reasoning belongs to its rows. Records hold it also where the dataset was made without.
         columns (`frozenset[str]`): Of its Parquet files.
         files (`dict[str, tuple[Path, ...]]`): The Parquet files of each split that has rows.
     """
 
     path: Path
     objective: str
+    reasoning: bool
     columns: frozenset[str]
     files: dict[str, tuple[Path, ...]]
 
@@ -99,29 +101,39 @@ def open_source(dataset: Path) -> Source:
     Raises:
         UserError: No such folder, no dataset, or no training rows in it.
     """
-    verb, _, objective = read_manifest(dataset).verb.partition(" ")
+    manifest = read_manifest(dataset)
+    verb, _, objective = manifest.verb.partition(" ")
     if verb != "format":
         raise UserError(f"{dataset} is no dataset: '{verb}' wrote it", remedy="give the folder that 'format' wrote")
     found = {split: tuple(sorted((dataset / "data").glob(f"{split}-*.parquet"))) for split in SPLITS}
     if not found["train"]:
         raise UserError(f"{dataset} holds no training rows", remedy="run 'gymtrl format' again")
     columns = frozenset(pq.read_schema(found["train"][0]).names)
-    return Source(dataset, objective, columns, {split: files for split, files in found.items() if files})
+    reasoning = manifest.settings.get("reasoning") != "drop"
+    return Source(dataset, objective, reasoning, columns, {split: files for split, files in found.items() if files})
 
 
 def chats(source: Source, split: str) -> Iterator[Chat]:
     """Yields the rows of a split, whose dataset has one completion a row."""
     for row in rows(source, split, ["record_json", *ROW_PROVENANCE]):
-        record = json.loads(row["record_json"])
+        record = _record(source, row)
         yield Chat(record["prompt"], record["completion"], record["tools"], provenance(row, ROW_PROVENANCE))
 
 
 def pairs(source: Source, split: str) -> Iterator[Pair]:
     """Yields the rows of a split, whose dataset has two completions a row."""
     for row in rows(source, split, ["record_json", *PAIR_PROVENANCE]):
-        record = json.loads(row["record_json"])
+        record = _record(source, row)
         sides = record["chosen"], record["rejected"]
         yield Pair(record["prompt"], *sides, record["tools"], provenance(row, PAIR_PROVENANCE))
+
+
+def _record(source: Source, row: Mapping[str, Any]) -> dict[str, Messages]:
+    record: dict[str, Messages] = json.loads(row["record_json"])
+    if not source.reasoning:
+        for name in record.keys() - {"tools"}:
+            record[name] = [{k: v for k, v in m.items() if k != "reasoning_content"} for m in record[name]]
+    return record
 
 
 def rows(source: Source, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
