@@ -147,6 +147,10 @@ def reasons(folder: Path, line: str = "line") -> dict[int, str]:
     return {entry[line]: entry["reason"] for entry in dropped}
 
 
+def nemo_row(chat: Chat) -> dict[str, Any] | Dropped:
+    return nemo_rl.sft_row(chat, "every")
+
+
 def nemo_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Reads a row of NeMo RL's OpenAI format as documented, with the assistant messages that it trains marked."""
     assert row["messages"][-1]["role"] == "assistant"
@@ -221,8 +225,23 @@ def test_nemo_rl_trains_what_the_dataset_trains(sft: Path, tmp_path: Path, smoll
     assert exported[2]["messages"][0]["role"] == "system"
     assert exported[4]["messages"][-1]["tool_calls"]
     extra = read_manifest(folder).extra
+    assert "only_unmask_final" not in extra["trained_messages"]
     assert (extra["developer_as_system"], extra["untrained_end_left_out"]) == (1, 1)
     assert [entry["messages"][-1]["content"] for entry in lines_of(folder / "validation.jsonl")] == ["Held out."]
+
+
+def test_nemo_rl_trains_the_last_message_where_that_holds_more(tmp_path: Path) -> None:
+    def chat(prompt: list[Any], completion: list[Any]) -> str:
+        return json.dumps({"prompt": prompt, "completion": completion, "tools": []})
+
+    few_shot = chat([USER, said("1"), USER], [SAID])
+    several = chat([USER], [SAID, USER, SAID])
+    rows = [one(line, record_json=record) for line, record in enumerate([few_shot, few_shot, several], start=1)]
+    source = dataset(tmp_path / "sft", "format sft", IDENTITY | COMPLETION, rows)
+    folder = export_dataset(source, tmp_path / "out", NEMO_RL).path
+    assert "sft.only_unmask_final=true" in read_manifest(folder).extra["trained_messages"]
+    assert reasons(folder) == {3: "earlier_messages_untrained"}
+    assert [entry["messages"][-1] for entry in lines_of(folder / "train.jsonl")] == [SAID, SAID]
 
 
 def test_nemo_rl_takes_pairs_of_single_messages_without_tools(dpo: Path, tmp_path: Path) -> None:
@@ -279,9 +298,9 @@ def test_openai_pairs_fit_the_schema(dpo: Path, tmp_path: Path) -> None:
     ("message", "convert", "reason"),
     [
         (SAID | {"reasoning_content": "hm"}, openai.sft_row, "reasoning"),
-        (SAID | {"reasoning_content": "hm"}, nemo_rl.sft_row, None),
+        (SAID | {"reasoning_content": "hm"}, nemo_row, None),
         (SAID | {"images": ["data:"]}, openai.sft_row, "images"),
-        (SAID | {"images": ["data:"]}, nemo_rl.sft_row, "images"),
+        (SAID | {"images": ["data:"]}, nemo_row, "images"),
     ],
 )
 def test_what_a_format_has_no_place_for_is_dropped(

@@ -21,8 +21,8 @@ from .settings import ExportSettings
 from .source import PAIRED, SPLITS, Chat, Dropped, Pair, Source, chats, open_source, pairs
 from .tokens import Shards, token_rows, token_schema
 
-_CHATS = {"nemo-rl": nemo_rl.sft_row, "openai": openai.sft_row}
 _PAIRS = {"nemo-rl": nemo_rl.preference_row, "openai": openai.preference_row}
+_SCOPES = {"every": "every one of the assistant", "last": "the last; set sft.only_unmask_final=true in NeMo RL"}
 _WITH_TOKENS = ("sft", "dpo", "kto", "grpo")
 
 
@@ -85,13 +85,17 @@ def export_dataset(
     source = open_source(dataset)
     _refuse_objective(source, settings.to)
     with artefact(out, verb="export", settings=settings, inputs=[dataset]) as draft:
+        scope: nemo_rl.Scope = "every"
+        if settings.to == "nemo-rl" and source.objective == "sft":
+            scope = nemo_rl.scope_of(chats(source, "train"))
+            draft.extra["trained_messages"] = _SCOPES[scope]
         with (draft.path / "dropped.jsonl").open("w", encoding="utf-8") as dropped_file:
             tally = _Tally(dropped_file, on_row)
             for split in SPLITS:
                 if settings.to == "tokens":
                     _write_tokens(source, split, draft.path, tally)
                 else:
-                    _write_chats(source, split, draft.path, settings.to, tally)
+                    _write_chats(source, split, draft.path, settings.to, scope, tally)
         if not tally.rows["train"]:
             raise _nothing_left(dataset, tally)
         dropped = dict(sorted(tally.dropped.items()))
@@ -112,7 +116,7 @@ def _refuse_objective(source: Source, to: str) -> None:
         raise UserError(f"{where}, which {to} has no format for", remedy="export it with --to tokens")
 
 
-def _write_chats(source: Source, split: str, folder: Path, to: str, tally: _Tally) -> None:
+def _write_chats(source: Source, split: str, folder: Path, to: str, scope: nemo_rl.Scope, tally: _Tally) -> None:
     if split not in source.files:
         return
     with ExitStack() as stack:
@@ -120,7 +124,7 @@ def _write_chats(source: Source, split: str, folder: Path, to: str, tally: _Tall
         beside = None
         if to == "openai":
             beside = stack.enter_context((folder / f"{split}_provenance.jsonl").open("w", encoding="utf-8"))
-        for row, made in _converted(source, split, to):
+        for row, made in _converted(source, split, to, scope):
             if isinstance(made, Dropped):
                 tally.drop(split, row.provenance, made)
             else:
@@ -133,13 +137,15 @@ def _write_chats(source: Source, split: str, folder: Path, to: str, tally: _Tall
             tally.next()
 
 
-def _converted(source: Source, split: str, to: str) -> Iterator[tuple[Chat | Pair, dict[str, Any] | Dropped]]:
+def _converted(
+    source: Source, split: str, to: str, scope: nemo_rl.Scope
+) -> Iterator[tuple[Chat | Pair, dict[str, Any] | Dropped]]:
     if source.objective in PAIRED:
         for pair in pairs(source, split):
             yield pair, _PAIRS[to](pair)
     else:
         for chat in chats(source, split):
-            yield chat, _CHATS[to](chat)
+            yield chat, nemo_rl.sft_row(chat, scope) if to == "nemo-rl" else openai.sft_row(chat)
 
 
 def _changes(row: Chat | Pair) -> list[str]:
