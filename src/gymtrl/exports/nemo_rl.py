@@ -42,7 +42,7 @@ def sft_row(chat: Chat, scope: Scope) -> dict[str, Any] | Dropped:
     if scope == "last" and _spoken(chat.completion) > 1:
         return Dropped("earlier_messages_untrained", "of this file the last message of a row is trained, no other")
     if scope == "every" and _spoken(chat.prompt):
-        # Nothing marks a single message as history, and the policy of the rollout did not produce it.
+        # Nothing marks a single message as history, which carries no loss in the dataset.
         return Dropped("history_would_be_trained", "of this file every assistant message is trained")
     tools = {"tools": chat.tools} if chat.tools else {}
     return {"messages": messages, **tools, "metadata": chat.provenance}
