@@ -21,6 +21,7 @@ ALLOWED = {
     "comparison": {"rollouts"},
     "formats": {"rollouts", "selection", "models", "workspace"},
     "training": {"models", "workspace"},
+    "exports": {"rollouts", "models", "workspace"},
     "validation": {"gym", "serving", "comparison", "workspace"},
     "reports": {"rollouts", "selection", "formats", "comparison", "workspace"},
 }
@@ -49,7 +50,15 @@ def test_imports_point_one_way(room: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["gymtrl", "gymtrl.rollouts.reader", "gymtrl.selection.filter", "gymtrl.selection.pairs", "gymtrl.comparison.compare", "gymtrl.cli.main"],
+    [
+        "gymtrl",
+        "gymtrl.rollouts.reader",
+        "gymtrl.selection.filter",
+        "gymtrl.selection.pairs",
+        "gymtrl.comparison.compare",
+        "gymtrl.exports.export",
+        "gymtrl.cli.main",
+    ],
 )
 def test_light_rooms_start_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'datasets')))"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gymtrl.errors import GymtrlError as GymtrlError
     from gymtrl.errors import RunError as RunError
     from gymtrl.errors import UserError as UserError
+    from gymtrl.exports.export import export_dataset as export_dataset
+    from gymtrl.exports.settings import ExportSettings as ExportSettings
     from gymtrl.formats.grpo import format_grpo as format_grpo
     from gymtrl.formats.preference import format_dpo as format_dpo
     from gymtrl.formats.preference import format_reward as format_reward
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "comparison.compare": ("Comparison", "compare_files"),
     "errors": ("GymtrlError", "RunError", "UserError"),
+    "exports.export": ("export_dataset",),
+    "exports.settings": ("ExportSettings",),
     "formats.grpo": ("format_grpo",),
     "formats.preference": ("format_dpo", "format_reward"),
     "formats.settings": (

@@ -11,11 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from gymtrl import __version__
-from gymtrl.cli import compare, demo, filter, format, gym, inspect, model, train, validate
+from gymtrl.cli import compare, demo, export, filter, format, gym, inspect, model, train, validate
 from gymtrl.errors import GymtrlError, RunError
 from gymtrl.text import plain
 
-VERBS = ("inspect", "filter", "format", "train", "validate", "compare", "gym", "model", "demo")
+VERBS = ("inspect", "filter", "format", "export", "train", "validate", "compare", "gym", "model", "demo")
 
 
 class _InOrder(TyperGroup):
@@ -57,6 +57,7 @@ def _root(version: _Version = False) -> None:
 inspect.register(app)
 filter.register(app)
 format.register(app)
+export.register(app)
 train.register(app)
 validate.register(app)
 compare.register(app)
