@@ -4,6 +4,7 @@
 # make fuzz           100,000 shipped rows with broken bytes (GYMTRL_FUZZ=... says how many)
 # make benchmark      speed of the endpoint against plain generate
 # make benchmark-read speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
+# make benchmark-format speed of making token ids and masks against plain scripts and TRL (needs Gym: gymtrl gym setup)
 # make clean          removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -16,7 +17,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test conformance fuzz benchmark benchmark-read clean
+.PHONY: setup demo test conformance fuzz benchmark benchmark-read benchmark-format clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -48,6 +49,9 @@ benchmark: setup
 benchmark-read: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/read.py $(GYMTRL_HOME)/gym/env
+
+benchmark-format: setup
+	$(BIN)/python benchmarks/format.py $(GYMTRL_HOME)/gym/env
 
 clean:
 	rm -rf .venv-* .gymtrl runs/demo-*
