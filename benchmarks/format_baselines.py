@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gymtrl.formats.checks import Refusal, Tokenized
+    from gymtrl.formats.checks import Tokenized
     from gymtrl.formats.templates import ModelTemplate
     from gymtrl.rollouts.record import Rollout
 
@@ -20,11 +20,18 @@ Job = Callable[[], None]
 BATCH = 256
 
 
-def token_rows(rollouts: list[Rollout], template: ModelTemplate) -> list[Tokenized | Refusal]:
+def token_rows(rollouts: list[Rollout], template: ModelTemplate) -> list[Tokenized]:
     """The engine that makes the rows, and the one place that names it."""
-    from gymtrl.formats.masks import tokenize
+    from gymtrl.formats.checks import Refusal
+    from gymtrl.formats.rows import rows_of
 
-    return [tokenize(rollout, template) for rollout in rollouts]
+    made = []
+    for start in range(0, len(rollouts), 64):
+        for rows in rows_of(rollouts[start : start + 64], template):
+            if isinstance(rows, Refusal):
+                raise ValueError(rows.detail)
+            made += [row.tokens for row in rows]
+    return made
 
 
 def ours(model: str, rollouts: Path, out: Path) -> Job:
@@ -47,21 +54,19 @@ def ours_engine(model: str, rollouts: Path, out: Path) -> tuple[Job, Job]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from gymtrl.formats.checks import Tokenized
     from gymtrl.formats.templates import model_template
     from gymtrl.models.fingerprint import load_tokenizer
     from gymtrl.rollouts.reader import read_lines
 
     template = model_template(load_tokenizer(model))
     read = [line.rollout for line in read_lines([rollouts]) if line.rollout is not None]
-    made: list[Tokenized | Refusal] = []
+    made: list[Tokenized] = []
 
     def job() -> None:
         made.extend(token_rows(read, template))
 
     def write() -> None:
-        rows = [row for row in made if isinstance(row, Tokenized)]
-        ids, labels = [row.input_ids for row in rows], [row.labels for row in rows]
+        ids, labels = [row.input_ids for row in made], [row.labels for row in made]
         pq.write_table(pa.table({"input_ids": ids, "labels": labels}), out)
 
     return job, write

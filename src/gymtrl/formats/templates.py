@@ -99,9 +99,11 @@ class ModelTemplate:
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """Token ids of rendered texts."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # the same ids in half the time: no offsets, no masks
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
         # Not verbose: rows that are too long are dropped with a reason of their own.
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of `ids`, spaces left as they are."""
@@ -118,6 +120,10 @@ def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
     Raises:
         UserError: The tokenizer has no chat template.
     """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # a saved tokenizer may be set to cut or to fill up
+        backend.no_truncation()
+        backend.no_padding()
     stock = chat_template_of(tokenizer)
     if not stock:
         raise UserError(
