@@ -18,6 +18,7 @@ IGNORED = -100
 
 Route = Literal["recorded", "template", "prefixes"]
 
+_THINKING = re.compile(r"\s*(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
 _THINK_TAGS = re.compile(r"</?think(?:ing)?>")
 
 
@@ -117,9 +118,9 @@ def turn_problem(text: str, message: Message, scaffolds: frozenset[str], reasoni
         if not found and reasoning == "keep":
             return Refusal("reasoning_lost", "the chat template drops the reasoning of an assistant turn")
         rest = before + after
-    if content:
+    for part in filter(None, [content] if content in rest else think_and_answer(content)):
         # From the right: reasoning that stays in the text may hold the answer, too.
-        before, found, after = rest.rpartition(content)
+        before, found, after = rest.rpartition(part)
         if not found:
             return Refusal("loss_text_differs", "the trained tokens do not hold the text of the assistant turn")
         rest = before + after
@@ -135,12 +136,23 @@ def turn_problem(text: str, message: Message, scaffolds: frozenset[str], reasoni
     return None
 
 
+def think_and_answer(content: str) -> list[str]:
+    """Text with think tags (the first of which a prompt may have held) as two: templates space them anew."""
+    match = _THINKING.fullmatch(content)
+    return [part.strip() for part in match.groups()] if match else [content]
+
+
 def lost_text(rendering: str, example: Example) -> Refusal | None:
     """Looks for the text of every message, every call and every declared tool in a rendering."""
     whole = _normal(rendering)
-    for message in (*example.prompt, *example.completion):
-        if _normal(message.content).strip() not in whole:
-            return Refusal("text_lost", f"the text of a {message.role} message is not in the rendering")
+    for number, message in enumerate((*example.prompt, *example.completion)):
+        content = _normal(message.content).strip()
+        if content not in whole:
+            parts = think_and_answer(content) if message.role == "assistant" else [content]
+            # Of earlier turns many templates show the answer only, as a server does.
+            shown = parts[-1:] if number < len(example.prompt) else parts
+            if not all(part in whole for part in shown):
+                return Refusal("text_lost", f"the text of a {message.role} message is not in the rendering")
         for call in message.tool_calls:
             if call.name not in whole:
                 return Refusal("text_lost", f"the call of '{call.name}' is not in the rendering")
