@@ -94,7 +94,7 @@ def tokenize_prompt(example: Example, template: ModelTemplate) -> list[int] | Re
         (text,) = template.render([chat], list(asked.tools) or None, template=template.stock, generation_prompt=True)
     except RENDER_ERRORS as error:
         return _template_error(error)
-    return lost_text(text, asked) or template.encode(text)
+    return lost_text(text, asked) or _lost_characters(text, template) or template.encode(text)
 
 
 def loss_mask(tokens: Tokenized) -> list[int]:
@@ -268,7 +268,15 @@ def _text_problem(
         problem = turn_problem(words, message, template.scaffolds, reasoning)
         if problem is not None:
             return problem
-    return lost_text(rendering.text, example)
+    return lost_text(rendering.text, example) or _lost_characters(rendering.text, template)
+
+
+def _lost_characters(text: str, template: ModelTemplate) -> Refusal | None:
+    lost = template.lost_characters(text) if template.lossless else []
+    if not lost:
+        return None
+    named = ", ".join(f"U+{ord(character):04X}" for character in lost[:5])
+    return Refusal("character_lost", f"the tokenizer has no tokens for {named}")
 
 
 def _finish(

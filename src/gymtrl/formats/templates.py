@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -44,6 +44,8 @@ class ModelTemplate:
         lossless (`bool`): Decoding the tokens of a text gives the text back.
         piecewise (`bool`): A text that is cut where the assistant begins has the tokens of its two parts.
         special (`re.Pattern[str]`): The special tokens in a text.
+        keeps_ascii (`bool`): It has tokens for every ASCII character.
+        seen (`dict[str, bool]`): Characters that were met so far, and whether the tokenizer keeps them.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -57,6 +59,8 @@ class ModelTemplate:
     lossless: bool = False
     piecewise: bool = False
     special: re.Pattern[str] = re.compile("(?!)")
+    keeps_ascii: bool = False
+    seen: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def render(
         self,
@@ -109,6 +113,16 @@ class ModelTemplate:
         """Text of `ids`, spaces left as they are."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False))
 
+    def lost_characters(self, text: str) -> list[str]:
+        """Characters that the tokenizer has no tokens for: vocabularies may lack bytes that their corpus lacked."""
+        if text.isascii() and self.keeps_ascii:
+            return []
+        met = sorted(set(text))
+        unknown = [character for character in met if character not in self.seen]
+        for character, ids in zip(unknown, self.encode_all(unknown) if unknown else (), strict=True):
+            self.seen[character] = character in self.decode(ids, skip_special=False)
+        return [character for character in met if not self.seen[character]]
+
     def words(self, text: str) -> str:
         """A rendered text without its special tokens."""
         return self.special.sub("", text)
@@ -146,6 +160,7 @@ def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
         lossless=bare.decode(bare.encode(_ANY_TEXT), skip_special=False) == _ANY_TEXT,
         piecewise=_is_piecewise(bare),
         special=_special_tokens(tokenizer),
+        keeps_ascii=not bare.lost_characters("".join(map(chr, range(128)))),
     )
 
 
