@@ -189,11 +189,12 @@ def _by_prefixes(
         begin = _length_of_prefix(text, candidates)
         if begin is None:
             return _not_preserving()
-        # Some templates write a turn differently once others follow; then its first end mark ends it.
+        # Some templates end a turn differently once others follow; then its first end mark ends it. What stands before
+        # that mark has to be there without the others, too: it may be a tool's answer that was written into the turn.
         ends = [found for mark in template.end_marks if (found := text.find(mark, begin)) >= 0]
         if text.startswith(head):
             spans.append((begin, len(head)))
-        elif ends:
+        elif ends and head.startswith(text[: min(ends)]):
             spans.append((begin, min(ends)))
         else:
             return _not_preserving()

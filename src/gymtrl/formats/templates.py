@@ -23,6 +23,7 @@ RENDER_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError,
 """What templates raise on messages that they cannot hold."""
 
 _CONTENT, _REASONING = "qzContentzq", "qzReasoningzq"
+_PARAMETERS = {"type": "object", "properties": {"qz": {"type": "string", "description": "qz"}}, "required": ["qz"]}
 _ANY_TEXT = ' Two  words,\n\n\tcafé cafe\u0301 \u4e2d \U0001f600 \u200b\ufb01 {"a": 0.10}\n'
 
 
@@ -42,7 +43,7 @@ class ModelTemplate:
         scaffolds (`frozenset[str]`): What a turn's tokens hold beside its text, such as empty think tags; without
             white space.
         lossless (`bool`): Decoding the tokens of a text gives the text back.
-        piecewise (`bool`): A text that is cut where the assistant begins has the tokens of its two parts.
+        piecewise (`bool`): The tokens of a text's parts are the tokens of a text: no part gets a space before it.
         special (`re.Pattern[str]`): The special tokens in a text.
     """
 
@@ -248,7 +249,45 @@ def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:
                     cut += 1
                 body = text[cut:].split(_CONTENT, 1)[0].replace(_REASONING, "")
                 scaffolds.add(squeeze(bare.decode(bare.encode(body))))
+        end_ids |= _probe_calls(bare, template)
     return frozenset(end_ids), frozenset(scaffolds)
+
+
+def _probe_calls(bare: ModelTemplate, template: str) -> set[int]:
+    """Finds the tokens that end a turn of calls, where these differ from those that end an answer."""
+    special = {token for token, added in bare.tokenizer.added_tokens_decoder.items() if added.special}
+    tool = {"type": "function", "function": {"name": "qz", "description": "qz", "parameters": _PARAMETERS}}
+    user = {"role": "user", "content": "qzUserzq"}
+    one, two = (
+        {"id": f"qz{i}", "type": "function", "function": {"name": "qz", "arguments": {"qz": f"qzValue{i}zq"}}}
+        for i in (1, 2)
+    )
+    result = {"role": "tool", "content": "qzResultzq", "tool_call_id": "qz1", "name": "qz"}
+
+    def rendered(calls: list[Any], *after: Any) -> str:
+        turn = {"role": "assistant", "content": "", "tool_calls": calls}
+        try:
+            return bare.render([[user, turn, *after]], [tool], template=template)[0]
+        except RENDER_ERRORS:
+            return ""
+
+    def tokens(text: str) -> list[int]:
+        return bare.encode(text.strip())
+
+    found: set[int] = set()
+    _, shown, tail = rendered([one]).rpartition("qzValue1zq")
+    if not shown:
+        return found
+    # What stands between two calls closes a call, not the turn.
+    both = rendered([one, two])
+    inside = set(tokens(both.partition("qzValue1zq")[2].partition("qzValue2zq")[0])) if "qzValue2zq" in both else None
+    last = tokens(tail)[-1:]
+    found.update(token for token in last if token in special and token not in (inside or ()))
+    following = rendered([one], result).partition("qzResultzq")[0].rpartition("qzValue1zq")[2]
+    if inside is not None and not found:
+        # Ended by the header that follows, as some templates end their answers.
+        found.update([token for token in tokens(following) if token in special and token not in inside][:1])
+    return found
 
 
 def _is_piecewise(bare: ModelTemplate) -> bool:
@@ -257,8 +296,8 @@ def _is_piecewise(bare: ModelTemplate) -> bool:
         (head,) = bare.render([[user]], None, template=bare.stock, generation_prompt=True)
     except RENDER_ERRORS:
         return False
-    both, first, second = bare.encode_all([head + answer, head, answer])
-    return both == first + second
+    first, second = bare.encode_all([head, answer])
+    return bare.decode(first + second, skip_special=False) == head + answer
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
