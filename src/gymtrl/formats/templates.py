@@ -42,6 +42,7 @@ class ModelTemplate:
         end_marks (`tuple[str, ...]`): Their texts.
         scaffolds (`frozenset[str]`): What a turn's tokens hold beside its text, such as empty think tags; without
             white space.
+        header (`str`): First line of what the generation prompt adds; `""` where it adds nothing.
         lossless (`bool`): Decoding the tokens of a text gives the text back.
         piecewise (`bool`): The tokens of a text's parts are the tokens of a text: no part gets a space before it.
         special (`re.Pattern[str]`): The special tokens in a text.
@@ -55,6 +56,7 @@ class ModelTemplate:
     end_ids: frozenset[int] = frozenset()
     end_marks: tuple[str, ...] = ()
     scaffolds: frozenset[str] = frozenset()
+    header: str = ""
     lossless: bool = False
     piecewise: bool = False
     special: re.Pattern[str] = re.compile("(?!)")
@@ -138,6 +140,7 @@ def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
         end_ids=end_ids,
         end_marks=tuple(bare.decode([token], skip_special=False) for token in sorted(end_ids)),
         scaffolds=scaffolds,
+        header=_probe_header(bare),
         lossless=bare.decode(bare.encode(_ANY_TEXT), skip_special=False) == _ANY_TEXT,
         piecewise=_is_piecewise(bare),
         special=_special_tokens(tokenizer),
@@ -194,13 +197,14 @@ def argument_texts(arguments: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _spellings(text: str) -> tuple[str, ...]:
-    # Templates print a string bare, as JSON, or as JSON that is safe within HTML.
+    # Templates print a string bare, as JSON, as JSON that is safe within HTML, or between single quotes.
     plain = json.dumps(text, ensure_ascii=False)[1:-1]
     escaped = json.dumps(text)[1:-1]
     html = escaped
     for character in "<>&'":
         html = html.replace(character, f"\\u{ord(character):04x}")
-    return (text, text.strip(), plain, escaped, html)
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return (text, text.strip(), plain, escaped, html, quoted)
 
 
 def _marked(tokenizer: PreTrainedTokenizerBase, stock: str) -> str | None:
@@ -234,16 +238,21 @@ def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:
     thinking = {**plain, "reasoning_content": _REASONING}
     for template in {bare.stock, bare.marked or bare.stock}:
         for turn in (plain, thinking):
+            ends: list[int] = []
             for after in ([], [user, plain]):
                 try:
                     (head,) = bare.render([[user]], None, template=template, generation_prompt=True)
                     (text,) = bare.render([[user, turn, *after]], None, template=template)
                 except RENDER_ERRORS:
                     continue
-                tail = bare.encode(text.split(_CONTENT, 1)[-1])
-                ends = [token for token in tail[:3] if token in added]
-                # With nothing after the turn, all of them end it; else the next turn's header may follow at once.
-                end_ids.update(ends[:1] if after else ends)
+                if _CONTENT not in text:
+                    continue
+                # With nothing after the turn, all such tokens end it. Where there are none, the next turn's header
+                # does; else what is written between turns may be no token that stops the model.
+                if not ends:
+                    found = [token for token in bare.encode(text.split(_CONTENT, 1)[-1])[:3] if token in added]
+                    ends = found[:1] if after else found
+                    end_ids.update(ends)
                 cut = 0
                 while cut < min(len(head), len(text)) and head[cut] == text[cut]:
                     cut += 1
@@ -288,6 +297,16 @@ def _probe_calls(bare: ModelTemplate, template: str) -> set[int]:
         # Ended by the header that follows, as some templates end their answers.
         found.update([token for token in tokens(following) if token in special and token not in inside][:1])
     return found
+
+
+def _probe_header(bare: ModelTemplate) -> str:
+    user = [{"role": "user", "content": "qz"}]
+    try:
+        (without,) = bare.render([user], None, template=bare.stock)
+        (head,) = bare.render([user], None, template=bare.stock, generation_prompt=True)
+    except RENDER_ERRORS:
+        return ""
+    return head[len(without) :].strip().partition("\n")[0] if head.startswith(without) else ""
 
 
 def _is_piecewise(bare: ModelTemplate) -> bool:
