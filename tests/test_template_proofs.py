@@ -14,7 +14,7 @@ import pytest
 
 from conversations import CONVERSATIONS, INST, UNKNOWN, trl_sources, with_source
 from gymtrl.formats.checks import IGNORED, Refusal, Tokenized
-from gymtrl.formats.example import Example, by_call, by_query, whole
+from gymtrl.formats.example import Example, replace_reasoning, whole, without_reasoning
 from gymtrl.formats.masks import tokenize
 from gymtrl.formats.rows import rows_of
 from gymtrl.formats.templates import ModelTemplate
@@ -221,13 +221,10 @@ def template_of(smollm2_dir: Any) -> Callable[[str], ModelTemplate]:
     return cache(lambda name: with_source(tokenizer, sources[name]))
 
 
-def server_prompts(example: Example, position: int, tokens: Tokenized, template: ModelTemplate) -> list[list[int]]:
-    """What a server may have sent before a turn: as usual, and where the row says so with thinking switched off."""
+def to_dicts(messages: tuple[Message, ...], *, developer: str) -> list[dict[str, Any]]:
     chat = []
-    for message in example.messages[:position]:
-        role = message.role
-        if role == "developer" and "developer_as_system" in tokens.flags:
-            role = "system"
+    for message in messages:
+        role = developer if message.role == "developer" else message.role
         entry: dict[str, Any] = {"role": role, "content": message.content}
         if message.reasoning_content is not None:
             entry["reasoning_content"] = message.reasoning_content
@@ -239,6 +236,13 @@ def server_prompts(example: Example, position: int, tokens: Tokenized, template:
         if message.role == "tool":
             entry |= {"tool_call_id": message.tool_call_id, "name": message.name}
         chat.append(entry)
+    return chat
+
+
+def server_prompts(example: Example, position: int, tokens: Tokenized, template: ModelTemplate) -> list[list[int]]:
+    """What a server may have sent before a turn: as usual, and where the row says so with thinking switched off."""
+    developer = "system" if "developer_as_system" in tokens.flags else "developer"
+    chat = to_dicts(example.messages[:position], developer=developer)
     ways: list[dict[str, bool]] = [{}, {"enable_thinking": False}] if "thinking_off" in tokens.flags else [{}]
     return [
         list(
@@ -250,7 +254,9 @@ def server_prompts(example: Example, position: int, tokens: Tokenized, template:
     ]
 
 
-def prove(tokens: Tokenized, example: Example, template: ModelTemplate, spelling: Spelling) -> None:
+def prove(
+    tokens: Tokenized, example: Example, template: ModelTemplate, spelling: Spelling, *, loses_reasoning: bool = False
+) -> None:
     """Every turn of the completion is trained once, as the template spells it, after what a server sends."""
     ids = tokens.input_ids
     assert len(tokens.labels) == len(ids) and len(tokens.spans) == len(example.turns) > 0
@@ -264,8 +270,44 @@ def prove(tokens: Tokenized, example: Example, template: ModelTemplate, spelling
         off = ids[:start] != prompts[0]
         assert not (off and turn.reasoning_content), "thinking was switched off before a thought"
         said = template.decode(ids[start:end], skip_special=False)
-        assert said == spelling(turn, off)
+        assert said in [spelling(one, off) for one in (turn, *([replace_reasoning(turn)] if loses_reasoning else []))]
         assert not any(word in said for word in FOREIGN)
+
+
+def is_true(reason: str, example: Example, template: ModelTemplate) -> bool:
+    """Whether a refusal is warranted: told from what the template renders up to each turn, and from nothing else."""
+    if reason == "truncated":
+        return example.truncated
+    if reason == "images_in_text_model":
+        return any(message.images for message in example.messages)
+    tools, render = list(example.tools) or None, template.tokenizer.apply_chat_template
+    turns: list[tuple[Message, list[str], str]] = []
+    for position in example.turn_positions():
+        chat = to_dicts(example.messages[: position + 1], developer="developer" if template.developer else "system")
+        ways: list[dict[str, bool]] = [{}, {"enable_thinking": False}]
+        try:
+            prompts = [render(chat[:-1], tools=tools, tokenize=False, add_generation_prompt=True, **w) for w in ways]
+            turns.append((example.messages[position], prompts, str(render(chat, tools=tools, tokenize=False))))
+        except Exception:
+            if reason in ("template_error", "template_without_tools"):
+                return True
+    spoken = [
+        all(word in text[len(prompts[0]) - 1 :] for word in (turn.content.strip(), *(c.name for c in turn.tool_calls)))
+        for turn, prompts, text in turns
+    ]
+    if reason == "template_without_tools":
+        words = [tool["function"]["name"] for tool in example.tools]
+        words += [message.content for message in example.messages if message.role == "tool"]
+        return not all(spoken) or not all(word in turns[-1][2] for word in words)
+    if reason == "reasoning_lost":
+        return any((turn.reasoning_content or "") not in text for turn, _, text in turns)
+    if reason in ("loss_text_differs", "turn_end_missing"):
+        return not all(spoken)
+    # A prompt that the text up to the turn does not begin with, or a header that the prompt should have held.
+    return reason == "template_not_prefix_preserving" and any(
+        not any(text.startswith(prompt) and not text[len(prompt) :].startswith("<|turn>model") for prompt in prompts)
+        for _, prompts, text in turns
+    )
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
@@ -281,6 +323,7 @@ def test_what_is_trained_is_what_the_policy_said(
         prove(at_once, example, template, SPELLINGS[name])
     if isinstance(rows, Refusal):
         assert isinstance(at_once, Refusal)
+        assert is_true(rows.reason, example, template), rows
         return
     for row in rows:
         prove(row.tokens, row.example, template, SPELLINGS[name])
@@ -294,3 +337,21 @@ def test_what_is_trained_is_what_the_policy_said(
         assert alone == row.tokens
     if len(rows) == 1 and isinstance(at_once, Tokenized):
         assert at_once == rows[0].tokens
+
+
+@pytest.mark.parametrize("reasoning", ["drop", "template"])
+@pytest.mark.parametrize("conversation", [name for name in CONVERSATIONS if "reasoning" in name])
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_reasoning_that_goes_leaves_the_rest_as_it_is(
+    name: str, conversation: str, reasoning: Any, template_of: Callable[[str], ModelTemplate]
+) -> None:
+    template, rollout = template_of(name), CONVERSATIONS[conversation]
+    (rows,) = rows_of([rollout], template, reasoning=reasoning)
+    if isinstance(rows, Refusal):
+        bare = without_reasoning(whole(rollout)) if reasoning == "drop" else whole(rollout)
+        assert is_true(rows.reason, bare, template), rows
+        return
+    for row in rows:
+        example = without_reasoning(row.example) if reasoning == "drop" else row.example
+        prove(row.tokens, example, template, SPELLINGS[name], loses_reasoning=reasoning == "template")
+    assert sum(len(row.example.turns) for row in rows) == len(whole(rollout).turns)

@@ -189,9 +189,9 @@ def _by_prefixes(
         begin = _length_of_prefix(text, candidates)
         if begin is None:
             return _not_preserving()
-        # Some templates end a turn differently once others follow; then its first end mark ends it. What stands before
-        # that mark has to be there without the others, too: it may be a tool's answer that was written into the turn.
-        ends = [found for mark in template.end_marks if (found := text.find(mark, begin)) >= 0]
+        # Some templates write something else behind a turn once others follow; then its first end mark ends it. What
+        # stands up to there has to be the same without the others: it may be a tool's answer, put into the turn.
+        ends = [at + len(mark) for mark in template.end_marks if (at := text.find(mark, begin)) >= 0]
         if text.startswith(head):
             spans.append((begin, len(head)))
         elif ends and head.startswith(text[: min(ends)]):

@@ -37,7 +37,7 @@ class ModelTemplate:
         marked (`str`, *optional*): A template that marks the assistant's part: the stock one where it has generation
             tags, else TRL's training variant of it, else `None`.
         tools (`bool`): Declared tools, calls and tool results all show in the rendering.
-        developer (`bool`): The template has a place for the developer role.
+        developer (`bool`): The template names the developer role and shows it.
         end_ids (`frozenset[int]`): Tokens that end an assistant turn.
         end_marks (`tuple[str, ...]`): Their texts.
         scaffolds (`frozenset[str]`): What a turn's tokens hold beside its text, such as empty think tags; without
@@ -132,8 +132,9 @@ def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
         stock=stock,
         marked=_marked(tokenizer, stock),
         tools=_holds_tools(tokenizer),
-        developer="developer" in stock,
+        developer=False,
     )
+    bare = replace(bare, developer=_holds_developer(bare))
     end_ids, scaffolds = _probe_turns(bare)
     return replace(
         bare,
@@ -224,6 +225,17 @@ def _holds_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
 
     try:
         return bool(supports_tool_calling(tokenizer))
+    except RENDER_ERRORS:
+        return False
+
+
+def _holds_developer(bare: ModelTemplate) -> bool:
+    # Templates that write out any role would show it as well, as a role that the model does not know.
+    if "developer" not in bare.stock:
+        return False
+    chat = [{"role": "developer", "content": _CONTENT}, {"role": "user", "content": "qz"}]
+    try:
+        return _CONTENT in bare.render([chat], None, template=bare.stock)[0]
     except RENDER_ERRORS:
         return False
 
