@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ _SKY = call("read_sky", {"town": "Argtown"}, "c2")
 _HARD = call(
     "find_town",
     {
-        "region": 'Arg "quoted" <b>&\'é\'</b>\n\tback\\slash 中😀',
+        "region": "Arg \"quoted\" <b>&'é'</b>\n\tback\\slash 中😀",
         "rank": -7302,
         "share": 0.7303,
         "small": 1e-12,
@@ -104,8 +105,6 @@ def _parts() -> Rollout:
         },
         "reward": 1.0,
     }
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rollouts.jsonl"
         path.write_text(json.dumps(row) + "\n")
@@ -206,6 +205,22 @@ INST = (
 )
 """Markers that are plain text, a turn ended by eos alone, and nothing for a generation prompt, as Llama 2 has it."""
 
+
+def word_tokenizer() -> Any:
+    """A tokenizer that puts a space before every text, as Llama 2's does: parts of a text have other tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    spaces = decoders.Replace("\u2581", " ")
+    made.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    texts = [INST, UNKNOWN, *map(str, CONVERSATIONS.values())]
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 _SPECIAL = re.compile(r"<[|\uff5c][^<>{}'\"\s]{2,60}?[|\uff5c]>|<(?:start|end)_of_[a-z]+>|<[a-z]+\|>|<\|[a-z_]+>")
 
 
@@ -228,6 +243,37 @@ def with_source(tokenizer: Any, source: str) -> ModelTemplate:
 
 
 def outcome(rollout: Rollout, template: ModelTemplate) -> str:
-    """How many rows a rollout gives, or the code of its refusal."""
+    """How many rows a rollout gives, with what is remarked on them, or the short form of its refusal."""
     (made,) = rows_of([rollout], template)
-    return made.reason if isinstance(made, Refusal) else str(len(made))
+    if isinstance(made, Refusal):
+        return REFUSALS[made.reason][0]
+    flags = {flag for row in made for flag in row.tokens.flags}
+    return " ".join([str(len(made)), *(short for flag, short in REMARKS.items() if flag in flags)])
+
+
+REMARKS = {"thinking_off": "off", "developer_as_system": "sys"}
+
+REFUSALS = {
+    "template_without_tools": ("tools", "the template does not show tools, calls or results"),
+    "reasoning_lost": ("think", "the template drops the reasoning of a turn; `--reasoning drop` trains without it"),
+    "template_not_prefix_preserving": (
+        "prompt",
+        "no rendering begins with what a server sends before the turn; token ids that were recorded still fit",
+    ),
+    "loss_text_differs": ("words", "the template loses words or calls of a turn, or moves them elsewhere"),
+    "turn_end_missing": ("end", "the template writes no token that ends the turn, or nothing of the turn"),
+    "template_error": ("error", "the template itself refuses such messages"),
+    "truncated": ("truncated", "the last turn was cut off"),
+    "images_in_text_model": ("images", "images cannot be trained on"),
+}
+"""Short forms for the table of outcomes, and what each refusal means."""
+
+
+def outcomes(tokenizer: Any) -> dict[str, dict[str, str]]:
+    """The outcome of each conversation with each template of TRL, the tokenizer's own and two made up."""
+    sources = {"SmolLM2": tokenizer.chat_template, "unknown": UNKNOWN, "inst": INST, **trl_sources()}
+    made: dict[str, dict[str, str]] = {}
+    for name, source in sources.items():
+        template = with_source(tokenizer, source)
+        made[name] = {conversation: outcome(rollout, template) for conversation, rollout in CONVERSATIONS.items()}
+    return made

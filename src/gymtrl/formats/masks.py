@@ -256,9 +256,7 @@ def _text_problem(
     return lost_text(rendering.text, example)
 
 
-def _foreign_text(
-    text: str, start: int, example: Example, position: int, template: ModelTemplate
-) -> Refusal | None:
+def _foreign_text(text: str, start: int, example: Example, position: int, template: ModelTemplate) -> Refusal | None:
     """Looks for later messages in a turn of calls: what is marked may hold the tools' answers."""
     if not any(m.content.strip() and m.content.strip() in text[start:] for m in example.messages[position + 1 :]):
         return None
