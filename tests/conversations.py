@@ -146,6 +146,11 @@ CONVERSATIONS: dict[str, Rollout] = {
         [assistant("", _FIND, _SKY), tool("Gotone."), tool("Gottwo.", "c2", "read_sky"), assistant("Saidtwo it is.")],
         tools=TOOLS,
     ),
+    "no answer at the end": rollout(
+        [user("Askedone?")],
+        [assistant("", _FIND), tool("Gotone."), assistant("", _SKY), tool("Gottwo.", "c2", "read_sky")],
+        tools=TOOLS,
+    ),
     "hard arguments": rollout(
         [user("Askedone?")], [assistant("", _HARD), tool("Gotone."), assistant("Saidtwo it is.")], tools=TOOLS
     ),

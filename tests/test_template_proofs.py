@@ -5,6 +5,7 @@ How each template spells a turn is written here once more, by hand, apart from t
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from functools import cache
@@ -348,6 +349,22 @@ def test_what_is_trained_is_what_the_policy_said(
         assert at_once == rows[0].tokens
 
 
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("qwen3", set()),
+        ("cohere2", {"<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"}),
+        ("gptoss", {"<|return|>", "<|call|>"}),
+        ("glm4moe", {"<|user|>", "<|observation|>"}),
+        ("gemma4", {"<turn|>", "<|tool_response>"}),
+        ("muse_glimmer", {"<|eot|>"}),
+        ("smolvlm", set()),
+    ],
+)
+def test_tokens_that_end_a_turn(name: str, ends: set[str], template_of: Callable[[str], ModelTemplate]) -> None:
+    assert set(template_of(name).end_marks) == ends | {"<|im_end|>"}
+
+
 @pytest.mark.parametrize("reasoning", ["drop", "template"])
 @pytest.mark.parametrize("conversation", [name for name in CONVERSATIONS if "reasoning" in name])
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -364,3 +381,38 @@ def test_reasoning_that_goes_leaves_the_rest_as_it_is(
         example = without_reasoning(row.example) if reasoning == "drop" else row.example
         prove(row.tokens, example, template, SPELLINGS[name], loses_reasoning=reasoning == "template")
     assert sum(len(row.example.turns) for row in rows) == len(whole(rollout).turns)
+
+
+ANSWERED = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{% if m.role == 'user' %}"
+    "<|im_start|>user\n{{ m.content }}<|im_end|>\n{% elif m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{% generation %}{{ m.content }}{% for c in m.tool_calls or [] %} !{{ c.function.name }} "
+    "{{ c.function.arguments | tojson }}{% endfor %}{% if loop.nextitem is defined and loop.nextitem.role == 'tool' %}"
+    " = {{ loop.nextitem.content }}{% endif %}<|im_end|>{% endgeneration %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Writes a tool's answer into the turn that called it, and marks all of that as the assistant's."""
+
+
+def test_a_tool_s_answer_within_a_marked_turn_is_not_trained(template_of: Callable[[str], ModelTemplate]) -> None:
+    template = with_source(template_of("SmolLM2").tokenizer, ANSWERED)
+    assert template.marked == ANSWERED and template.tools
+    (rows,) = rows_of([CONVERSATIONS["tool loop of three turns"]], template)
+    assert isinstance(rows, Refusal) and rows.reason == "loss_text_differs"
+    (rows,) = rows_of([CONVERSATIONS["simulated user"]], template)
+    assert isinstance(rows, list) and len(rows) == 2
+
+
+def test_prompts_that_are_other_tokens_once_words_follow(template_of: Callable[[str], ModelTemplate]) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = copy.deepcopy(template_of("SmolLM2").tokenizer)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    example = whole(CONVERSATIONS["single turn"])
+    # One line break before the answer is one token in any case; of two, the last goes with the words.
+    one = with_source(tokenizer, template_of("SmolLM2").stock)
+    made = tokenize(example, one)
+    assert not one.piecewise and isinstance(made, Tokenized)
+    assert made.input_ids[: made.spans[0][0]] in server_prompts(example, 1, made, one)
+    two = tokenize(example, with_source(tokenizer, template_of("llama3").stock))
+    assert isinstance(two, Refusal) and two.reason == "template_not_prefix_preserving"
