@@ -6,6 +6,7 @@ Run as: python docs/generate.py [--check]
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,13 +15,14 @@ from typing import Any
 
 import polars as pl
 
+from gymtrl.home import gymtrl_home
+from gymtrl.models.smollm2 import make_smollm2
 from gymtrl.rollouts.columns import COLUMNS
 from gymtrl.rollouts.reasons import FAULTS, FLAGS, REASONS
 from gymtrl.selection.rules import RULES
 from gymtrl.selection.settings import FilterSettings
 
 FOLDER = Path(__file__).parent
-PAGES = ("verdicts.md", "filter.md")
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TYPES = {pl.String(): "text", pl.Int64(): "integer", pl.Float64(): "number", pl.Boolean(): "yes or no"}
 
@@ -82,6 +84,40 @@ def _shape(schema: dict[str, Any]) -> str:
     return {"string": "text", "boolean": "yes or no"}.get(schema["type"], schema["type"])
 
 
+def _templates() -> str:
+    columns, found = _outcomes()
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, cells in found.items():
+        alike.setdefault(tuple(cells[column] for column in columns), []).append(f"`{name}`")
+    return _table(("template", *columns), ((", ".join(names), *cells) for cells, names in alike.items()))
+
+
+def _refusals() -> str:
+    return _table(
+        ("short", "code", "what it means"),
+        ((f"{short}", f"`{code}`", words) for code, (short, words) in _conversations().REFUSALS.items()),
+    )
+
+
+def _conversations() -> Any:
+    sys.path.insert(0, str(FOLDER.parent / "tests"))
+    import conversations
+
+    return conversations
+
+
+def _outcomes() -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The conversations that templates differ in, and what comes of them with each template."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoTokenizer
+
+    folder = gymtrl_home() / "models" / "SmolLM2-135M-Instruct"
+    tokenizer = AutoTokenizer.from_pretrained(folder if folder.exists() else make_smollm2(folder))
+    found = _conversations().outcomes(tokenizer)
+    columns = [c for c in _conversations().CONVERSATIONS if len({cells[c] for cells in found.values()}) > 1]
+    return columns, found
+
+
 def _tags(text: str) -> str:
     """Words with what looks like a tag or a flag as code, so that Markdown shows it."""
     return re.sub(r"(</?think>|--[a-z][a-z-]+)", r"`\1`", text)
@@ -96,6 +132,8 @@ _PARTS: dict[str, Callable[[], str]] = {
     "columns": _columns,
     "rules": _rules,
     "settings": _settings,
+    "templates": _templates,
+    "refusals": _refusals,
 }
 
 
@@ -103,7 +141,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the generated parts of the pages.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is stale")
     check = parser.parse_args().check
-    stale = [path for path in map(FOLDER.joinpath, PAGES) if generated(path.read_text()) != path.read_text()]
+    pages = sorted(FOLDER.glob("*.md"))
+    stale = [path for path in pages if generated(path.read_text()) != path.read_text()]
     for path in stale:
         print(f"{path} is stale: run python docs/generate.py" if check else f"→ {path}")
         if not check:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,52 +9,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from conversations import assistant, call, rollout, user
 from gymtrl.formats.checks import Refusal, Tokenized, check_row
 from gymtrl.formats.example import whole
 from gymtrl.formats.masks import tokenize as tokenize_example
 from gymtrl.formats.rows import rows_of
 from gymtrl.formats.templates import ModelTemplate, model_template
-from gymtrl.rollouts.record import Message, Origin, RecordedTurn, Rollout, ToolCall
+from gymtrl.rollouts.record import Message, RecordedTurn, Rollout
 
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 
 
-def rollout(prompt: list[Message], completion: list[Message], **fields: Any) -> Rollout:
-    values: dict[str, Any] = {
-        "origin": Origin("rollouts.jsonl", 1, 0, 1, "0" * 16),
-        "prompt": tuple(prompt),
-        "completion": tuple(completion),
-        "tools": (),
-        "reward": 1.0,
-        "task_key": "t",
-        "input_key": None,
-        "cluster_key": "t",
-        "turns": sum(m.role == "assistant" for m in completion),
-        "n_tool_calls": 0,
-        "truncated": False,
-        "masked": False,
-        "flags": (),
-        "recorded": (),
-    }
-    unknown = ("agent", "environment", "model", "task_index", "rollout_index", "input_tokens", "output_tokens")
-    values |= dict.fromkeys(unknown)
-    return Rollout(**(values | fields))
-
-
 def tokenize(row: Rollout, template: ModelTemplate, **how: Any) -> Tokenized | Refusal:
     return tokenize_example(whole(row), template, **how)
-
-
-def call(name: str, arguments: dict[str, Any], call_id: str = "c1") -> ToolCall:
-    return ToolCall(id=call_id, name=name, arguments=arguments, arguments_json=json.dumps(arguments))
-
-
-def user(text: str) -> Message:
-    return Message("user", text)
-
-
-def assistant(text: str = "", *calls: ToolCall, reasoning: str | None = None) -> Message:
-    return Message("assistant", text, tool_calls=calls, reasoning_content=reasoning)
 
 
 def tool(text: str, call_id: str = "c1") -> Message:
@@ -355,41 +320,3 @@ def test_checks_catch_a_shifted_mask(qwen: ModelTemplate) -> None:
         refusal = check_row(moved(begin, stop), whole(row), qwen, "keep")
         assert refusal is not None and refusal.reason == reason
     assert check_row(replace(good, labels=good.labels[:-1]), whole(row), qwen, "keep") is not None
-
-
-def trl_templates() -> list[str]:
-    import trl
-
-    names = [path.stem for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")]
-    return sorted(name for name in names if not name.endswith("_training"))
-
-
-# Image templates take content parts only; R1 opens every answer with a think tag that rows without reasoning lack.
-UNSUITED = {"llava_next", "idefics3", "smolvlm", "deepseek_r1_distill", "deepseekv3"}
-SPECIAL = re.compile(r"<[|\uff5c][^<>{}'\"\s]{2,60}?[|\uff5c]>|<(?:start|end)_of_[a-z]+>|<[a-z]+\|>|<\|[a-z_]+>")
-
-
-@pytest.mark.parametrize("name", trl_templates())
-def test_every_template_of_trl_is_masked_right_or_refused(name: str, own: ModelTemplate) -> None:
-    import copy
-
-    import trl
-
-    source = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
-    tokenizer = copy.deepcopy(own.tokenizer)
-    found = sorted({*SPECIAL.findall(source), "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"})
-    tokenizer.add_special_tokens({"additional_special_tokens": found})
-    tokenizer.chat_template = source
-    template = model_template(tokenizer)
-    single = rollout([user("What is it?")], [assistant("It is six.")])
-    for row in (single, rollout([user("q?")], [assistant("a1"), user("more?"), assistant("a2")]), tool_loop()):
-        made = tokenize(row, template)
-        if isinstance(made, Refusal):
-            assert row is not single or name in UNSUITED, made
-            continue
-        turns = [message for message in row.completion if message.role == "assistant"]
-        for (start, end), message in zip(made.spans, turns, strict=True):
-            text = template.decode(made.input_ids[start:end], skip_special=False)
-            assert message.content in text and made.input_ids[end - 1] in template.end_ids
-            assert not any(other in text for other in ("What is", "q?", "more?", "tool_response"))
-        assert sum(label != -100 for label in made.labels) == sum(end - start for start, end in made.spans)

@@ -30,6 +30,11 @@ class Example:
     truncated: bool = False
 
     @property
+    def messages(self) -> tuple[Message, ...]:
+        """Prompt and completion."""
+        return (*self.prompt, *self.completion)
+
+    @property
     def turns(self) -> list[Message]:
         """The assistant messages of the completion."""
         return [message for message in self.completion if message.role == "assistant"]

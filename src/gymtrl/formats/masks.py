@@ -120,7 +120,7 @@ def _render(
     toolless = _without_tools(example, template)
     if toolless is not None:
         return toolless
-    if not template.developer and any(m.role == "developer" for m in (*example.prompt, *example.completion)):
+    if not template.developer and any(m.role == "developer" for m in example.messages):
         flags.append("developer_as_system")
     first: Refusal | None = None
     for rendering in _renderings(example, template):
@@ -137,7 +137,7 @@ def _render(
 def _unfit(example: Example) -> Refusal | None:
     if example.truncated:
         return Refusal("truncated", "the last turn was cut off by a limit; rendering it would teach a false turn end")
-    if any(message.images for message in (*example.prompt, *example.completion)):
+    if any(message.images for message in example.messages):
         return Refusal("images_in_text_model", "the row holds images")
     if not example.prompt:
         return Refusal("no_prompt", "the row has no message before the policy's first output")
@@ -145,7 +145,7 @@ def _unfit(example: Example) -> Refusal | None:
 
 
 def _without_tools(example: Example, template: ModelTemplate) -> Refusal | None:
-    messages = (*example.prompt, *example.completion)
+    messages = example.messages
     uses = bool(example.tools) or any(m.role == "tool" or m.tool_calls for m in messages)
     if uses and not template.tools:
         return Refusal("template_without_tools", "the row has tools; the model's chat template cannot show them")
@@ -153,7 +153,7 @@ def _without_tools(example: Example, template: ModelTemplate) -> Refusal | None:
 
 
 def _renderings(example: Example, template: ModelTemplate) -> Iterator[_Rendering | Refusal]:
-    chat = to_chat((*example.prompt, *example.completion), developer_as_system=not template.developer)
+    chat = to_chat(example.messages, developer_as_system=not template.developer)
     tools = list(example.tools) or None
     positions = example.turn_positions()
     try:
@@ -213,11 +213,12 @@ def _by_prefixes(
         begin = _length_of_prefix(text, candidates)
         if begin is None:
             return _not_preserving()
-        # Some templates write a turn differently once others follow; then its first end mark ends it.
-        ends = [found for mark in template.end_marks if (found := text.find(mark, begin)) >= 0]
+        # Some templates write something else behind a turn once others follow; then its first end mark ends it. What
+        # stands up to there has to be the same without the others: it may be a tool's answer, put into the turn.
+        ends = [at + len(mark) for mark in template.end_marks if (at := text.find(mark, begin)) >= 0]
         if text.startswith(head):
             spans.append((begin, len(head)))
-        elif ends:
+        elif ends and head.startswith(text[: min(ends)]):
             spans.append((begin, min(ends)))
         else:
             return _not_preserving()
@@ -259,11 +260,19 @@ def _close(text: str, span: Span, template: ModelTemplate) -> Span | None:
 def _text_problem(
     rendering: _Rendering, example: Example, template: ModelTemplate, reasoning: Reasoning
 ) -> Refusal | None:
-    for (start, end), message in zip(rendering.spans, example.turns, strict=True):
+    for (start, end), position in zip(rendering.spans, example.turn_positions(), strict=True):
+        message = example.messages[position]
         trained = rendering.text[start:end]
         mark = next(mark for mark in template.end_marks if trained.endswith(mark))
         if mark in trained[: -len(mark)]:
             return Refusal("turn_end_inside", "the token that ends a turn stands inside an assistant turn")
+        if template.header and trained.startswith(template.header):
+            # The server's prompt ends without a header, and the template writes one once there is an answer.
+            return _not_preserving()
+        if message.tool_calls and rendering.route == "template":
+            problem = _foreign_text(rendering.text[: end - len(mark)], start, example, position, template)
+            if problem is not None:
+                return problem
         words = template.words(trained)
         problem = turn_problem(words, message, template.scaffolds, reasoning)
         if problem is not None:
@@ -277,6 +286,21 @@ def _lost_characters(text: str, template: ModelTemplate) -> Refusal | None:
         return None
     named = ", ".join(f"U+{ord(character):04X}" for character in lost[:5])
     return Refusal("character_lost", f"the tokenizer has no tokens for {named}")
+
+
+def _foreign_text(text: str, start: int, example: Example, position: int, template: ModelTemplate) -> Refusal | None:
+    """Looks for later messages in a turn of calls: what is marked may hold the tools' answers."""
+    if not any(m.content.strip() and m.content.strip() in text[start:] for m in example.messages[position + 1 :]):
+        return None
+    assert template.marked is not None
+    chat = to_chat(example.messages[: position + 1], developer_as_system=not template.developer)
+    try:
+        (alone,) = template.render([chat], list(example.tools) or None, template=template.marked)
+    except RENDER_ERRORS as error:
+        return _template_error(error)
+    if alone.startswith(text):
+        return None
+    return Refusal("loss_text_differs", "the trained tokens hold the text of a message that follows the turn")
 
 
 def _finish(

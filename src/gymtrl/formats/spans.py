@@ -82,5 +82,10 @@ def _at_once(text: str, spans: Iterable[Span], template: ModelTemplate) -> tuple
     for start, end in spans:
         if start not in starts or end not in ends:
             return None
+        # The server encodes what stands before the turn alone, and may get other tokens at its end.
+        before = text[max(0, start - _WINDOW) : start]
+        alone, both = template.encode_all([before, before + text[start : start + _WINDOW]])
+        if both[: len(alone)] != alone:
+            return None
         ranges.append((starts[start], ends[end]))
     return list(encoded["input_ids"]), tuple(ranges)

@@ -23,6 +23,7 @@ RENDER_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError,
 """What templates raise on messages that they cannot hold."""
 
 _CONTENT, _REASONING = "qzContentzq", "qzReasoningzq"
+_PARAMETERS = {"type": "object", "properties": {"qz": {"type": "string", "description": "qz"}}, "required": ["qz"]}
 _ANY_TEXT = ' Two  words,\n\n\tcafé cafe\u0301 \u4e2d \U0001f600 \u200b\ufb01 {"a": 0.10}\n'
 
 
@@ -36,13 +37,14 @@ class ModelTemplate:
         marked (`str`, *optional*): A template that marks the assistant's part: the stock one where it has generation
             tags, else TRL's training variant of it, else `None`.
         tools (`bool`): Declared tools, calls and tool results all show in the rendering.
-        developer (`bool`): The template has a place for the developer role.
+        developer (`bool`): The template names the developer role and shows it.
         end_ids (`frozenset[int]`): Tokens that end an assistant turn.
         end_marks (`tuple[str, ...]`): Their texts.
         scaffolds (`frozenset[str]`): What a turn's tokens hold beside its text, such as empty think tags; without
             white space.
+        header (`str`): First line of what the generation prompt adds; `""` where it adds nothing.
         lossless (`bool`): Decoding the tokens of a text gives the text back.
-        piecewise (`bool`): A text that is cut where the assistant begins has the tokens of its two parts.
+        piecewise (`bool`): The tokens of a text's parts are the tokens of a text: no part gets a space before it.
         special (`re.Pattern[str]`): The special tokens in a text.
         keeps_ascii (`bool`): It has tokens for every ASCII character.
         seen (`dict[str, bool]`): Characters that were met so far, and whether the tokenizer keeps them.
@@ -56,6 +58,7 @@ class ModelTemplate:
     end_ids: frozenset[int] = frozenset()
     end_marks: tuple[str, ...] = ()
     scaffolds: frozenset[str] = frozenset()
+    header: str = ""
     lossless: bool = False
     piecewise: bool = False
     special: re.Pattern[str] = re.compile("(?!)")
@@ -149,14 +152,16 @@ def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
         stock=stock,
         marked=_marked(tokenizer, stock),
         tools=_holds_tools(tokenizer),
-        developer="developer" in stock,
+        developer=False,
     )
+    bare = replace(bare, developer=_holds_developer(bare))
     end_ids, scaffolds = _probe_turns(bare)
     return replace(
         bare,
         end_ids=end_ids,
         end_marks=tuple(bare.decode([token], skip_special=False) for token in sorted(end_ids)),
         scaffolds=scaffolds,
+        header=_probe_header(bare),
         lossless=bare.decode(bare.encode(_ANY_TEXT), skip_special=False) == _ANY_TEXT,
         piecewise=_is_piecewise(bare),
         special=_special_tokens(tokenizer),
@@ -214,13 +219,14 @@ def argument_texts(arguments: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _spellings(text: str) -> tuple[str, ...]:
-    # Templates print a string bare, as JSON, or as JSON that is safe within HTML.
+    # Templates print a string bare, as JSON, as JSON that is safe within HTML, or between single quotes.
     plain = json.dumps(text, ensure_ascii=False)[1:-1]
     escaped = json.dumps(text)[1:-1]
     html = escaped
     for character in "<>&'":
         html = html.replace(character, f"\\u{ord(character):04x}")
-    return (text, text.strip(), plain, escaped, html)
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return (text, text.strip(), plain, escaped, html, quoted)
 
 
 def _marked(tokenizer: PreTrainedTokenizerBase, stock: str) -> str | None:
@@ -244,6 +250,17 @@ def _holds_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
 
 
+def _holds_developer(bare: ModelTemplate) -> bool:
+    # Templates that write out any role would show it as well, as a role that the model does not know.
+    if "developer" not in bare.stock:
+        return False
+    chat = [{"role": "developer", "content": _CONTENT}, {"role": "user", "content": "qz"}]
+    try:
+        return _CONTENT in bare.render([chat], None, template=bare.stock)[0]
+    except RENDER_ERRORS:
+        return False
+
+
 def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:
     """Finds what stands around an assistant's text: the tokens that end a turn, and the scaffold of a turn."""
     added = set(bare.tokenizer.get_added_vocab().values())
@@ -254,22 +271,75 @@ def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:
     thinking = {**plain, "reasoning_content": _REASONING}
     for template in {bare.stock, bare.marked or bare.stock}:
         for turn in (plain, thinking):
+            ends: list[int] = []
             for after in ([], [user, plain]):
                 try:
                     (head,) = bare.render([[user]], None, template=template, generation_prompt=True)
                     (text,) = bare.render([[user, turn, *after]], None, template=template)
                 except RENDER_ERRORS:
                     continue
-                tail = bare.encode(text.split(_CONTENT, 1)[-1])
-                ends = [token for token in tail[:3] if token in added]
-                # With nothing after the turn, all of them end it; else the next turn's header may follow at once.
-                end_ids.update(ends[:1] if after else ends)
+                if _CONTENT not in text:
+                    continue
+                # With nothing after the turn, all such tokens end it. Where there are none, the next turn's header
+                # does; else what is written between turns may be no token that stops the model.
+                if not ends:
+                    found = [token for token in bare.encode(text.split(_CONTENT, 1)[-1])[:3] if token in added]
+                    ends = found[:1] if after else found
+                    end_ids.update(ends)
                 cut = 0
                 while cut < min(len(head), len(text)) and head[cut] == text[cut]:
                     cut += 1
                 body = text[cut:].split(_CONTENT, 1)[0].replace(_REASONING, "")
                 scaffolds.add(squeeze(bare.decode(bare.encode(body))))
+        end_ids |= _probe_calls(bare, template)
     return frozenset(end_ids), frozenset(scaffolds)
+
+
+def _probe_calls(bare: ModelTemplate, template: str) -> set[int]:
+    """Finds the tokens that end a turn of calls, where these differ from those that end an answer."""
+    special = {token for token, added in bare.tokenizer.added_tokens_decoder.items() if added.special}
+    tool = {"type": "function", "function": {"name": "qz", "description": "qz", "parameters": _PARAMETERS}}
+    user = {"role": "user", "content": "qzUserzq"}
+    one, two = (
+        {"id": f"qz{i}", "type": "function", "function": {"name": "qz", "arguments": {"qz": f"qzValue{i}zq"}}}
+        for i in (1, 2)
+    )
+    result = {"role": "tool", "content": "qzResultzq", "tool_call_id": "qz1", "name": "qz"}
+
+    def rendered(calls: list[Any], *after: Any) -> str:
+        turn = {"role": "assistant", "content": "", "tool_calls": calls}
+        try:
+            return bare.render([[user, turn, *after]], [tool], template=template)[0]
+        except RENDER_ERRORS:
+            return ""
+
+    def tokens(text: str) -> list[int]:
+        return bare.encode(text.strip())
+
+    found: set[int] = set()
+    _, shown, tail = rendered([one]).rpartition("qzValue1zq")
+    if not shown:
+        return found
+    # What stands between two calls closes a call, not the turn.
+    both = rendered([one, two])
+    inside = set(tokens(both.partition("qzValue1zq")[2].partition("qzValue2zq")[0])) if "qzValue2zq" in both else None
+    last = tokens(tail)[-1:]
+    found.update(token for token in last if token in special and token not in (inside or ()))
+    following = rendered([one], result).partition("qzResultzq")[0].rpartition("qzValue1zq")[2]
+    if inside is not None and not found:
+        # Ended by the header that follows, as some templates end their answers.
+        found.update([token for token in tokens(following) if token in special and token not in inside][:1])
+    return found
+
+
+def _probe_header(bare: ModelTemplate) -> str:
+    user = [{"role": "user", "content": "qz"}]
+    try:
+        (without,) = bare.render([user], None, template=bare.stock)
+        (head,) = bare.render([user], None, template=bare.stock, generation_prompt=True)
+    except RENDER_ERRORS:
+        return ""
+    return head[len(without) :].strip().partition("\n")[0] if head.startswith(without) else ""
 
 
 def _is_piecewise(bare: ModelTemplate) -> bool:
@@ -278,8 +348,8 @@ def _is_piecewise(bare: ModelTemplate) -> bool:
         (head,) = bare.render([[user]], None, template=bare.stock, generation_prompt=True)
     except RENDER_ERRORS:
         return False
-    both, first, second = bare.encode_all([head + answer, head, answer])
-    return both == first + second
+    first, second = bare.encode_all([head, answer])
+    return bare.decode(first + second, skip_special=False) == head + answer
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
