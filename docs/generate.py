@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import BaseModel
 
+from gymtrl.formats.card import COLUMN_WORDS
+from gymtrl.formats.dataset import COLUMNS as DATASET_COLUMNS
+from gymtrl.formats.reasons import CHOICE_DROPS, ROW_DROPS, Drop
+from gymtrl.formats.settings import (
+    FormatDpoSettings,
+    FormatGrpoSettings,
+    FormatKtoSettings,
+    FormatRewardSettings,
+    FormatSftSettings,
+)
 from gymtrl.home import gymtrl_home
 from gymtrl.models.smollm2 import make_smollm2
 from gymtrl.rollouts.columns import COLUMNS
@@ -59,17 +70,49 @@ def _rules() -> str:
 
 
 def _settings() -> str:
-    shapes = FilterSettings.model_json_schema()["properties"]
-    rows = []
-    for name, field in FilterSettings.model_fields.items():
+    rows = _settings_of(FilterSettings).values()
+    return _table(("flag", "type", "default", "what it does", "where the default comes from"), rows)
+
+
+def _settings_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+    """Of each setting its flags, type, default, meaning and the source of its default."""
+    shapes = model.model_json_schema()["properties"]
+    rows = {}
+    for name, field in model.model_fields.items():
         assert isinstance(field.json_schema_extra, dict)
-        default = "" if field.default is None else f"`{str(field.default).lower()}`"
+        value = "-".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default).lower()
+        default = "" if field.is_required() or field.default is None else f"`{value}`"
         source = str(field.json_schema_extra["source"])
         also = field.json_schema_extra.get("flags", [])
         assert isinstance(also, list)
         flags = ", ".join(f"`{flag}`" for flag in (f"--{name.replace('_', '-')}", *also))
-        rows.append((flags, _shape(shapes[name]), default, field.description or "", source))
-    return _table(("flag", "type", "default", "what it does", "where the default comes from"), rows)
+        rows[name] = (flags, _shape(shapes[name]), default, field.description or "", source)
+    return rows
+
+
+def _format_settings() -> str:
+    verbs: dict[tuple[str, ...], list[str]] = {}
+    for verb, model in _FORMATS.items():
+        for row in _settings_of(model).values():
+            verbs.setdefault(row, []).append(verb)
+    head = ("flag", "verbs", "type", "default", "what it does", "where the default comes from")
+    told = {row: "all" if len(names) == len(_FORMATS) else ", ".join(names) for row, names in verbs.items()}
+    return _table(head, ((flag, told[flag, *rest], *rest) for flag, *rest in verbs))
+
+
+def _dataset_columns() -> str:
+    def datasets(name: str) -> str:
+        holding = [objective for objective, columns in DATASET_COLUMNS.items() if name in columns]
+        words = (objective.replace("grpo_", "grpo ") for objective in holding)
+        return "all" if len(holding) == len(DATASET_COLUMNS) else ", ".join(words)
+
+    names = dict.fromkeys(name for columns in DATASET_COLUMNS.values() for name in columns)
+    return _table(("column", "datasets", "what it holds"), ((f"`{n}`", datasets(n), COLUMN_WORDS[n]) for n in names))
+
+
+def _drops(drops: dict[str, Drop]) -> str:
+    rows = ((f"`{code}`", _tags(drop.meaning), _tags(drop.remedy)) for code, drop in drops.items())
+    return _table(("code", "what it means", "what to do"), rows)
 
 
 def _shape(schema: dict[str, Any]) -> str:
@@ -123,6 +166,13 @@ def _tags(text: str) -> str:
     return re.sub(r"(</?think>|--[a-z][a-z-]+)", r"`\1`", text)
 
 
+_FORMATS = {
+    "sft": FormatSftSettings,
+    "dpo": FormatDpoSettings,
+    "kto": FormatKtoSettings,
+    "grpo": FormatGrpoSettings,
+    "reward": FormatRewardSettings,
+}
 _PARTS: dict[str, Callable[[], str]] = {
     "context": lambda: _verdicts("context"),
     "reject": lambda: _verdicts("reject"),
@@ -132,6 +182,10 @@ _PARTS: dict[str, Callable[[], str]] = {
     "columns": _columns,
     "rules": _rules,
     "settings": _settings,
+    "formatsettings": _format_settings,
+    "formatcolumns": _dataset_columns,
+    "rowdrops": lambda: _drops(ROW_DROPS),
+    "choicedrops": lambda: _drops(CHOICE_DROPS),
     "templates": _templates,
     "refusals": _refusals,
 }

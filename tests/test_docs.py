@@ -12,6 +12,9 @@ from typing import Any, get_args
 
 import pytest
 
+from gymtrl.formats.masks import NOT_PRESERVING
+from gymtrl.formats.preference import _DIFFERS, _NO_PAIR
+from gymtrl.formats.reasons import DROPS
 from gymtrl.rollouts.columns import COLUMNS
 from gymtrl.rollouts.reader import read_lines
 from gymtrl.rollouts.reasons import FAULTS, FLAGS, REASONS, remedy_for
@@ -21,7 +24,8 @@ from rows import row
 from test_conformance import expected_verdicts
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("verdicts.md", "filter.md")
+PAGES = ("verdicts.md", "filter.md", "formats.md")
+SOURCE = DOCS.parent / "src" / "gymtrl"
 
 USER = {"role": "user", "content": "q"}
 SAID = {"role": "assistant", "content": "a"}
@@ -110,9 +114,12 @@ def test_generated_parts_are_up_to_date() -> None:
 
 
 def test_every_generated_part_stands_in_a_page() -> None:
-    text = "".join((DOCS / page).read_text() for page in PAGES)
+    text = "".join(page.read_text() for page in sorted(DOCS.glob("*.md")))
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
-    assert sorted(parts) == sorted(["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings"])
+    expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
+    assert sorted(parts) == sorted(
+        [*expected, "formatcolumns", "formatsettings", "rowdrops", "choicedrops", "templates", "refusals"]
+    )
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
 
@@ -175,8 +182,23 @@ def test_all_faults_and_flags_are_tried() -> None:
     assert (FAULTY.keys(), FLAGGED.keys()) == (FAULTS.keys(), FLAGS.keys())
 
 
+def test_every_reason_to_drop_a_line_is_described() -> None:
+    formats = "".join(path.read_text() for path in (SOURCE / "formats").glob("*.py"))
+    choices = ("pairs", "labels", "unpaired", "prompts", "rollout_groups")
+    chosen = "".join((SOURCE / "selection" / f"{name}.py").read_text() for name in choices)
+    raised = set(re.findall(r'Refusal\(\s*"([a-z_]+)"', formats)) | {NOT_PRESERVING, *_NO_PAIR, _DIFFERS}
+    # Recorded ids that do not fit are not used; the row is rendered instead.
+    raised = {reason for reason in raised if not reason.startswith("recorded_")}
+    raised |= set(re.findall(r'(?:lit|fill_null)\("([a-z_]+)"\)', chosen))
+    assert raised == DROPS.keys()
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_of_a_page_run_and_show_what_it_says(gym_site_packages: Path, tmp_path: Path, page: str) -> None:
+def test_commands_of_a_page_run_and_show_what_it_says(
+    gym_site_packages: Path, smollm2_tools_dir: Path, tmp_path: Path, page: str
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tools").symlink_to(smollm2_tools_dir)
     blocks = re.findall(r"```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", (DOCS / page).read_text(), flags=re.DOTALL)
     env = os.environ | {
         "SITE": str(gym_site_packages),
@@ -186,7 +208,8 @@ def test_commands_of_a_page_run_and_show_what_it_says(gym_site_packages: Path, t
     assert blocks
     for commands, shown in blocks:
         done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, ""), commands
+        # Progress is told in lines where there is no terminal.
+        assert (done.returncode, re.sub(r"  rows: \d+\n", "", done.stderr)) == (0, ""), commands
         assert [line.rstrip() for line in done.stdout.splitlines()] == shown.splitlines(), commands
 
 

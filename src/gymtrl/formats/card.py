@@ -230,7 +230,7 @@ _HOW: dict[Objective, str] = {
     f"(experimental). A rollout that the world spoiled has no reward. {_LOSS}",
 }
 
-_WORDS = {
+COLUMN_WORDS = {
     "row_id": "first 16 hex digits of the SHA-256 of the rollout's line",
     "file": "the file that the rollout stood in",
     "line": "its line, from 1",
@@ -272,6 +272,7 @@ _WORDS = {
         }.items()
     },
 }
+"""What each column holds."""
 
 
 def write_script(path: Path, objective: Objective, settings: FormatSettings, facts: dict[str, Any]) -> None:
@@ -312,7 +313,7 @@ def write_card(
         longest=result.longest,
         model=settings.model,
         how=_HOW[objective],
-        columns="\n".join(f"| `{name}` | {_WORDS[name]} |" for name in COLUMNS[objective]),
+        columns="\n".join(f"| `{name}` | {COLUMN_WORDS[name]} |" for name in COLUMNS[objective]),
         source=source_sha256,
         read=result.counts.read,
         written=result.counts.written,

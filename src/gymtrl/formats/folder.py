@@ -13,6 +13,7 @@ from gymtrl.errors import UserError
 from gymtrl.formats.card import write_card, write_script
 from gymtrl.formats.checks import Refusal
 from gymtrl.formats.dataset import DROPPED_SCHEMA, Objective, ParquetRows, schemas
+from gymtrl.formats.reasons import remedy_for
 from gymtrl.formats.settings import FormatSettings
 from gymtrl.formats.source import SPLITS, Identity, format_inputs
 from gymtrl.formats.templates import ModelTemplate
@@ -166,23 +167,11 @@ def dataset_folder(
     made.result = result
 
 
-_REMEDIES = {
-    "template_without_tools": "choose a model whose chat template knows tools",
-    "too_long": "raise max_length, or choose a model with a longer context",
-    "reasoning_lost": "choose a model whose chat template keeps reasoning, or pass --reasoning drop",
-    "template_not_prefix_preserving": "choose a model whose chat template TRL knows, or record token ids in Gym",
-    "images_in_text_model": "this model reads text only; filter for rows without images",
-    "truncated": "collect again with a higher limit of output tokens",
-    "no_bad_rollout": "pairs need bad rollouts, too: collect more repeats of each task",
-    "no_good_rollout": "no task has a good rollout: collect more repeats, or lower --reward-threshold",
-}
-
-
 def _nothing_left(source: Path, result: FormatResult) -> UserError:
     dropped = sorted(result.counts.dropped.items(), key=lambda item: -item[1])
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped) or "the file is empty"
-    commonest = dropped[0][0] if dropped else ""
+    remedy = remedy_for(dropped[0][0] if dropped else "")
     return UserError(
         f"{source}: no training row is left of {result.counts.read} lines: {reasons}",
-        remedy=_REMEDIES.get(commonest, "look at the rollouts with 'gymtrl inspect'"),
+        remedy=remedy[0].lower() + remedy[1:].rstrip("."),
     )
