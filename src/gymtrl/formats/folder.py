@@ -142,7 +142,7 @@ def dataset_folder(
             yield made
         result = made.close(out)
         if not result.rows["train"]:
-            raise _nothing_left(source, result)
+            raise nothing_left(source, result, "training")
         draft.counts = result.counts
         write_script(draft.path, objective, settings, result.facts)
         write_card(draft.path, objective, settings, result, source_sha256=sha256_of(source))
@@ -175,14 +175,22 @@ _REMEDIES = {
     "truncated": "collect again with a higher limit of output tokens",
     "no_bad_rollout": "pairs need bad rollouts, too: collect more repeats of each task",
     "no_good_rollout": "no task has a good rollout: collect more repeats, or lower --reward-threshold",
+    "margin_too_small": "pass a smaller --margin",
+    "never_solved": "no task was solved: collect more repeats, or lower --reward-threshold",
+    "solved_too_seldom": "widen --pass-rate",
+    "solved_too_often": "widen --pass-rate, or collect harder tasks",
+    "no_variance": "groups teach by rewards that differ: collect more repeats of each task",
+    "group_too_small": "pass a smaller --group-size, or collect more repeats of each task",
 }
 
 
-def _nothing_left(source: Path, result: FormatResult) -> UserError:
+def nothing_left(source: Path, result: FormatResult, kind: str) -> UserError:
+    """What is told where rows of a kind, such as `good` ones, are needed and all were dropped."""
     dropped = sorted(result.counts.dropped.items(), key=lambda item: -item[1])
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped) or "the file is empty"
-    commonest = dropped[0][0] if dropped else ""
+    # Copies and the like have no remedy; what else was in the way often has.
+    remedies = [_REMEDIES[reason] for reason, _ in dropped if reason in _REMEDIES]
     return UserError(
-        f"{source}: no training row is left of {result.counts.read} lines: {reasons}",
-        remedy=_REMEDIES.get(commonest, "look at the rollouts with 'gymtrl inspect'"),
+        f"{source}: no {kind} row is left of {result.counts.read} lines: {reasons}",
+        remedy=remedies[0] if remedies else "look at the rollouts with 'gymtrl inspect'",
     )

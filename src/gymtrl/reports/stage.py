@@ -42,12 +42,12 @@ def split_line(rows: Mapping[str, int], tasks: Mapping[str, int]) -> str:
 
 
 def _words(verb: str, reason: str) -> str:
-    """What a drop reason means, where it is one of the filter's."""
-    if verb != "filter":
+    """What a drop reason means, where it is one of the filter or of a choice."""
+    if verb != "filter" and not verb.startswith("format "):
         return ""
-    from gymtrl.selection.rules import drop_sentence
+    from gymtrl.selection.rules import DROP_SENTENCES
 
-    return drop_sentence(reason)
+    return DROP_SENTENCES.get(reason.partition(":")[0], "")
 
 
 def _is_hash(value: object) -> bool:

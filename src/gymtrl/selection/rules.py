@@ -147,9 +147,27 @@ REWARD_RULES = (
 """What depends on the threshold, and on the other rollouts that are kept."""
 
 RULES = (*COLUMN_RULES, CONTAMINATED, *REWARD_RULES)
-DROP_SENTENCES = {rule.name: rule.words for rule in RULES}
+UNCHOSEN = {
+    "no_threshold": "it is not known which rewards are good where it was collected",
+    "both_good_and_bad": "the same completion of the same task was rewarded as good and as bad",
+    "no_good_rollout": "the task has no good rollout",
+    "no_bad_rollout": "the task has no bad rollout",
+    "prompt_differs": "no good and bad rollouts of the task were asked in the same words",
+    "margin_too_small": "its reward is too near to those of the other side",
+    "not_paired": "enough pairs of the task were made without it",
+    "same_task": "another rollout stands for the task",
+    "never_solved": "the task was never solved, and enough such tasks are in",
+    "solved_too_seldom": "the task is solved too seldom",
+    "solved_too_often": "the task is solved too often",
+    "group_too_small": "the group has too few whole rollouts",
+    "no_variance": "all rewards of the group are the same",
+    "over_size": "the group is full without it",
+}
+"""Why a rollout that can be used was not chosen for a pair, a prompt or a group: reason code → words."""
+
+DROP_SENTENCES = {rule.name: rule.words for rule in RULES} | UNCHOSEN
 
 
 def drop_sentence(reason: str) -> str:
-    """The words for a drop reason; the code of a verdict may follow a colon."""
+    """The words for a drop reason of a filter or a choice; the code of a verdict may follow a colon."""
     return DROP_SENTENCES[reason.partition(":")[0]]
