@@ -99,12 +99,12 @@ _DPO_PLAIN = _Script(
     before='''\
 
 
-def without_empty(tools):
-    """To a chat template an empty list of tools is a list of tools."""
-    return {{"tools": [json.dumps(declared or None) for declared in tools]}}
+def declared(row):
+    """The tools as text, in which TRL tells none from an empty list; chat templates do, too."""
+    return {{"declared": json.dumps(row["tools"] or None)}}
 
 
-dataset = dataset.map(without_empty, input_columns="tools", batched=True)
+dataset = dataset.map(declared, remove_columns="tools").rename_column("declared", "tools")
 ''',
 )
 _DPO_TOKENS = _Script(
