@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,10 @@ VERBS = [
     "inspect",
     "filter",
     "format sft",
+    "format dpo",
+    "format kto",
+    "format grpo",
+    "format reward",
     "train sft",
     "validate",
     "compare",
@@ -189,3 +194,24 @@ def test_fail_on_sets_the_exit_status(tmp_path: Path) -> None:
     assert run("compare", good, bad).returncode == 0
     shown = json.loads(run("compare", bad, good, "--json").stdout)
     assert shown["outcome"] == "improved"
+
+
+def test_format_dpo_from_rollouts_to_a_page(tmp_path: Path, smollm2_dir: Path) -> None:
+    rows = [
+        row(f"{i} + 1 =", f"{i + 1 + wrong}", float(not wrong), index=i, repeat=wrong)
+        for i in range(3)
+        for wrong in (0, 1)
+    ]
+    source = write_rows(tmp_path / "rollouts.jsonl", [*rows, row("9 + 1 =", "10", 1.0, index=9)])
+    out, page = tmp_path / "pairs", tmp_path / "pairs.html"
+    command = ["format", "dpo", source, "--model", smollm2_dir, "-o", out, "--show", "1", "--html", page]
+    done = run(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout)
+    assert manifest["verb"] == "format dpo" and manifest["extra"]["rows"] == {"train": 3, "validation": 0}
+    assert manifest["counts"] == {"read": 7, "written": 6, "dropped": {"no_bad_rollout": 1}}
+    assert "0 + 1 =" in done.stderr  # the row that is shown does not get into the JSON
+    assert "0 + 1 =" in re.sub("<[^>]+>", "", page.read_text())
+    again = run(*command[:-4])
+    assert again.returncode == 0 and "is up to date" in again.stderr
+    assert "the task has no bad rollout" in again.stdout and "DPOTrainer(" in again.stdout

@@ -20,7 +20,7 @@ _SCRIPT = '''\
 Run as: python train_with_trl.py [MODEL] [OUTPUT]
 """
 
-import sys
+{modules}
 from pathlib import Path
 
 import torch
@@ -67,6 +67,8 @@ class _Script:
     config: str
     trainer: str
     options: tuple[str, ...]
+    modules: str = "import sys"
+    loaders: str = "load_dataset"
     before: str = ""
     arguments: str = ""
 
@@ -93,6 +95,17 @@ _DPO_PLAIN = _Script(
     "DPOConfig",
     "DPOTrainer",
     (_WHOLE, *_DPO_OPTIONS),
+    modules="import json\nimport sys",
+    before='''\
+
+
+def declared(row):
+    """The tools as text, in which TRL tells none from an empty list; chat templates do, too."""
+    return {{"declared": json.dumps(row["tools"] or None)}}
+
+
+dataset = dataset.map(declared, remove_columns="tools").rename_column("declared", "tools")
+''',
 )
 _DPO_TOKENS = _Script(
     "Trains on this folder with TRL. The trainer is TRL's; it takes the tokens as they are, tool results masked.",
@@ -138,6 +151,7 @@ _GROUPS = _Script(
         "num_train_epochs=1,",
         "learning_rate=5e-7,",
     ),
+    loaders="Dataset, load_dataset",
     before='''\
 recorded = {{}}
 for row in dataset["train"]:
@@ -153,10 +167,11 @@ def replay(prompts, trainer):
     for number, prompt in enumerate(prompts, first):
         group = recorded[prompt[-1]["group"]]
         rows.append(group[number % len(group)])
+    log_probs = [row["log_probs"] for row in rows]
     return {{
         "prompt_ids": [row["prompt_ids"] for row in rows],
         "completion_ids": [row["completion_ids"] for row in rows],
-        "logprobs": [row["log_probs"] or [0.0] * len(row["completion_ids"]) for row in rows],
+        "logprobs": log_probs if all(log_probs) else None,  # not every rollout has them recorded
         "env_mask": [row["completion_mask"] for row in rows],
         "recorded_reward": [row["reward"] for row in rows],
     }}
@@ -171,10 +186,12 @@ def reward(prompts, completions, recorded_reward, **columns):
 )
 
 
-def _script(objective: Objective, facts: Mapping[str, Any]) -> _Script | None:
+def _script(objective: Objective, settings: FormatSettings, facts: Mapping[str, Any]) -> _Script | None:
     """The script of an objective; `None` where training needs a running Gym."""
     if objective == "dpo":
-        return _DPO_PLAIN if facts["kind"] == "first_divergence" else _DPO_TOKENS
+        # The messages hold the reasoning that was taken out of the tokens.
+        plain = facts["kind"] == "first_divergence" and settings.reasoning != "drop"
+        return _DPO_PLAIN if plain else _DPO_TOKENS
     return {"sft": _SFT, "reward": _REWARD, "kto": _KTO, "grpo_groups": _GROUPS}.get(objective)
 
 
@@ -277,12 +294,13 @@ COLUMN_WORDS = {
 
 def write_script(path: Path, objective: Objective, settings: FormatSettings, facts: dict[str, Any]) -> None:
     """Writes `train_with_trl.py` into the dataset folder `path`, where one script can train on it."""
-    script = _script(objective, facts)
+    script = _script(objective, settings, facts)
     if script is None:
         return
     text = _SCRIPT.format(
         title=script.title,
-        loaders="Dataset, load_dataset" if script.before else "load_dataset",
+        modules=script.modules,
+        loaders=script.loaders,
         imports=script.imports,
         columns=json.dumps(script.columns),
         config=script.config,

@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import polars as pl
 
-from gymtrl.formats.checks import Refusal
+from gymtrl.formats.checks import Refusal, Tokenized
 from gymtrl.formats.folder import DatasetDraft
+from gymtrl.formats.reasons import words_for
 from gymtrl.formats.source import Identity
 from gymtrl.selection.pool import Candidate, Pool, open_pool
 
@@ -42,7 +43,7 @@ class Account:
         self._used: set[tuple[str, int]] = set()
         self._refused: dict[tuple[str, int], tuple[Candidate, Refusal]] = {}
         for row_id, file, line, split, reason in unused.iter_rows():
-            draft.drop(split, Identity(row_id, file, line, None, None, None), Refusal(reason, ""))
+            draft.drop(split, Identity(row_id, file, line, None, None, None), Refusal(reason, words_for(reason)))
 
     def use(self, candidate: Candidate) -> None:
         """Notes that a line stands behind a row."""
@@ -64,6 +65,13 @@ def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Slices of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def fitting(tokens: Tokenized | Refusal, limit: int | None) -> Tokenized | Refusal:
+    """The tokens, or why they cannot be used where there are more than `limit`."""
+    if isinstance(tokens, Tokenized) and limit is not None and len(tokens.input_ids) > limit:
+        return Refusal("too_long", f"{len(tokens.input_ids)} tokens, {limit} fit")
+    return tokens
 
 
 def identity_of(candidate: Candidate) -> Identity:

@@ -13,7 +13,7 @@ from gymtrl.errors import UserError
 from gymtrl.formats.card import write_card, write_script
 from gymtrl.formats.checks import Refusal
 from gymtrl.formats.dataset import DROPPED_SCHEMA, Objective, ParquetRows, schemas
-from gymtrl.formats.reasons import remedy_for
+from gymtrl.formats.reasons import DROPS, NO_REMEDY, remedy_for
 from gymtrl.formats.settings import FormatSettings
 from gymtrl.formats.source import SPLITS, Identity, format_inputs
 from gymtrl.formats.templates import ModelTemplate
@@ -143,7 +143,7 @@ def dataset_folder(
             yield made
         result = made.close(out)
         if not result.rows["train"]:
-            raise _nothing_left(source, result)
+            raise nothing_left(source, result, "training")
         draft.counts = result.counts
         write_script(draft.path, objective, settings, result.facts)
         write_card(draft.path, objective, settings, result, source_sha256=sha256_of(source))
@@ -167,11 +167,14 @@ def dataset_folder(
     made.result = result
 
 
-def _nothing_left(source: Path, result: FormatResult) -> UserError:
+def nothing_left(source: Path, result: FormatResult, kind: str) -> UserError:
+    """What is told where rows of a kind, such as `good` ones, are needed and all were dropped."""
     dropped = sorted(result.counts.dropped.items(), key=lambda item: -item[1])
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped) or "the file is empty"
-    remedy = remedy_for(dropped[0][0] if dropped else "")
+    # Copies and the like need no remedy; what else was in the way often has one.
+    remedies = [DROPS[reason].remedy for reason, _ in dropped if reason in DROPS and DROPS[reason].remedy != NO_REMEDY]
+    remedy = remedies[0] if remedies else remedy_for("")
     return UserError(
-        f"{source}: no training row is left of {result.counts.read} lines: {reasons}",
+        f"{source}: no {kind} row is left of {result.counts.read} lines: {reasons}",
         remedy=remedy[0].lower() + remedy[1:].rstrip("."),
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gymtrl.formats.checks import Refusal, Tokenized
-from gymtrl.formats.choosing import Account, chosen_from, identity_of
+from gymtrl.formats.choosing import Account, chosen_from, fitting, identity_of
 from gymtrl.formats.dataset import as_view, dumped, record_of
 from gymtrl.formats.example import Example, whole
 from gymtrl.formats.folder import DatasetDraft, FormatResult, dataset_folder
@@ -128,16 +128,16 @@ def _format_groups(
                 reasoning=settings.reasoning,
                 recorded="auto" if settings.use_recorded_ids == "auto" else "never",
             )
+            made = [fitting(tokens, limit) for tokens in made]
             refused = next((tokens for tokens in made if isinstance(tokens, Refusal)), None)
-            longest = max(len(tokens.input_ids) for tokens in made if isinstance(tokens, Tokenized)) if made else 0
-            if refused is None and limit is not None and longest > limit:
-                refused = Refusal("too_long", f"{longest} tokens, {limit} fit")
             for candidate, example, tokens in zip(group, examples, made, strict=True):
-                if refused is not None:
+                if isinstance(tokens, Refusal):
+                    account.refuse(candidate, tokens)
+                elif refused is not None:
                     # A group with a gap is none: its mean would be another.
-                    detail = "" if isinstance(tokens, Refusal) else "another rollout of its group: "
-                    account.refuse(candidate, Refusal(refused.reason, detail + refused.detail))
-                elif isinstance(tokens, Tokenized):
+                    detail = f"another rollout of its group: {refused.detail}"
+                    account.refuse(candidate, Refusal(refused.reason, detail))
+                else:
                     account.use(candidate)
                     with_log_probs += tokens.route == "recorded"
                     _write_rollout(draft, candidate, example, tokens)

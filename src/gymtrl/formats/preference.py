@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gymtrl.formats.checks import Refusal, Tokenized
-from gymtrl.formats.choosing import Account, batches, chosen_from
+from gymtrl.formats.choosing import Account, batches, chosen_from, fitting
 from gymtrl.formats.dataset import as_view, dumped, record_of
 from gymtrl.formats.example import Example, whole
 from gymtrl.formats.folder import DatasetDraft, FormatResult, dataset_folder
@@ -187,10 +187,10 @@ def _paired(sides: _Sides, chosen: Tokenized | Refusal, rejected: Tokenized | Re
 
 
 def _fitting(made: _Made | Refusal, limit: int | None) -> _Made | Refusal:
-    if isinstance(made, Refusal) or limit is None:
+    if isinstance(made, Refusal):
         return made
-    longest = max(len(made.chosen.input_ids), len(made.rejected.input_ids))
-    return Refusal("too_long", f"{longest} tokens, {limit} fit") if longest > limit else made
+    sides = (fitting(made.chosen, limit), fitting(made.rejected, limit))
+    return next((side for side in sides if isinstance(side, Refusal)), made)
 
 
 def _dpo_tokens(made: _Made) -> dict[str, list[int]]:

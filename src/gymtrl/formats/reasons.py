@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gymtrl.selection.rules import DROP_SENTENCES
+
 
 class Drop(NamedTuple):
     """A reason to drop a line.
@@ -19,7 +21,7 @@ class Drop(NamedTuple):
 
 _MORE_REPEATS = "Collect more repeats of each task."
 _INSPECT = "Look at the line with 'gymtrl inspect --row FILE:LINE'."
-_BY_DESIGN = "None is needed."
+NO_REMEDY = "None is needed."
 
 ROW_DROPS: dict[str, Drop] = {
     "too_long": Drop(
@@ -88,16 +90,16 @@ CHOICE_DROPS: dict[str, Drop] = {
     "both_good_and_bad": Drop(
         "The same completion of the task was good once and bad once.", "Look whether the verifier can be trusted."
     ),
-    "duplicate_completion": Drop("The same completion of the same task stands in an earlier line.", _BY_DESIGN),
-    "near_duplicate": Drop("A filter found it to be nearly one that it kept.", _BY_DESIGN),
+    "duplicate_completion": Drop("The same completion of the same task stands in an earlier line.", NO_REMEDY),
+    "near_duplicate": Drop("A filter found it to be nearly one that it kept.", NO_REMEDY),
     "margin_too_small": Drop("Every reward on the other side is too near.", "Lower --margin."),
     "not_paired": Drop("Other rollouts of the task make its pairs.", "Raise --pairs-per-task."),
     "prompt_differs": Drop(
         "The good and the bad rollouts of the task were not asked in the same words.",
         "Look whether the prompt holds something that changes, such as the time.",
     ),
-    "same_completion": Drop("Both rollouts of the pair did the same; their rewards differ by chance.", _BY_DESIGN),
-    "same_tokens": Drop("Both sides of the pair have the same tokens, and there would be no gradient.", _BY_DESIGN),
+    "same_completion": Drop("Both rollouts of the pair did the same; their rewards differ by chance.", NO_REMEDY),
+    "same_tokens": Drop("Both sides of the pair have the same tokens, and there would be no gradient.", NO_REMEDY),
     "diverges_in_environment": Drop(
         "Both did the same up to where a tool or a user made the difference: no turn of the policy is at fault.",
         "Pass --kind trajectory to compare all that followed.",
@@ -107,7 +109,7 @@ CHOICE_DROPS: dict[str, Drop] = {
         "Choose a model whose chat template writes a prompt the same whatever follows.",
     ),
     "over_cap": Drop("Enough good, or bad, rollouts of the task are there.", "Raise --cap-per-task."),
-    "same_task": Drop("Another line stands for the task.", _BY_DESIGN),
+    "same_task": Drop("Another line stands for the task.", NO_REMEDY),
     "never_solved": Drop("No rollout of the task was good.", "Raise --zero-share to take more such tasks."),
     "solved_too_seldom": Drop("The task's pass rate lies below the band.", "Widen --pass-rate."),
     "solved_too_often": Drop("The task's pass rate lies above the band.", "Widen --pass-rate."),
@@ -120,6 +122,13 @@ CHOICE_DROPS: dict[str, Drop] = {
 DROPS = ROW_DROPS | CHOICE_DROPS
 """Reason code → what it means. What cannot be read has the verdict with its code, such as `reject:not_object`, and what
 a filter dropped keeps the filter's reason."""
+
+
+def words_for(reason: str) -> str:
+    """What a reason means, those of the filter included; `""` where it is neither."""
+    if reason in DROPS:
+        return DROPS[reason].meaning
+    return DROP_SENTENCES.get(reason.partition(":")[0], "")
 
 
 def remedy_for(reason: str) -> str:

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gymtrl.formats.checks import Refusal, Tokenized
-from gymtrl.formats.choosing import Account, batches, chosen_from, identity_of
+from gymtrl.formats.choosing import Account, batches, chosen_from, fitting, identity_of
 from gymtrl.formats.example import Example, whole
-from gymtrl.formats.folder import DatasetDraft, FormatResult, dataset_folder
+from gymtrl.formats.folder import DatasetDraft, FormatResult, dataset_folder, nothing_left
 from gymtrl.formats.masks import loss_mask, tokenize_all
 from gymtrl.formats.settings import FormatKtoSettings
 from gymtrl.formats.sft import messages
@@ -55,6 +55,9 @@ def format_kto(
             settings.reward_threshold,
             lambda pool: choose_unpaired(pool, cap_per_task=settings.cap_per_task, seed=settings.seed),
         )
+        chosen = Counter(label for candidate, label in choice.labelled if candidate.side == "train")
+        if chosen:
+            kto_weights(chosen[True], chosen[False])  # before the work, where one kind is lacking
         account = Account(draft, choice.unused)
         written: Counter[bool] = Counter()
         for labelled in batches(choice.labelled, _BATCH):
@@ -65,9 +68,8 @@ def format_kto(
                 reasoning=settings.reasoning,
                 recorded="auto" if settings.use_recorded_ids == "auto" else "never",
             )
-            for (candidate, label), example, tokens in zip(labelled, examples, made, strict=True):
-                if isinstance(tokens, Tokenized) and limit is not None and len(tokens.input_ids) > limit:
-                    tokens = Refusal("too_long", f"{len(tokens.input_ids)} tokens, {limit} fit")
+            for (candidate, label), example, found in zip(labelled, examples, made, strict=True):
+                tokens = fitting(found, limit)
                 if isinstance(tokens, Refusal):
                     account.refuse(candidate, tokens)
                 else:
@@ -77,6 +79,9 @@ def format_kto(
                 if on_row is not None:
                     on_row()
         account.close()
+        for label, kind in ((True, "good"), (False, "bad")):
+            if not written[label]:
+                raise nothing_left(source, draft.close(out), kind)
         desirable, undesirable = kto_weights(written[True], written[False])
         draft.facts |= {
             "threshold": pool.threshold,

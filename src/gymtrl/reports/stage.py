@@ -42,12 +42,16 @@ def split_line(rows: Mapping[str, int], tasks: Mapping[str, int]) -> str:
 
 
 def _words(verb: str, reason: str) -> str:
-    """What a drop reason means, where it is one of the filter's."""
-    if verb != "filter":
-        return ""
-    from gymtrl.selection.rules import drop_sentence
+    """What a drop reason means, where it is one of the filter or of a format verb."""
+    if verb == "filter":
+        from gymtrl.selection.rules import DROP_SENTENCES
 
-    return drop_sentence(reason)
+        return DROP_SENTENCES.get(reason.partition(":")[0], "")
+    if verb.startswith("format "):
+        from gymtrl.formats.reasons import words_for
+
+        return words_for(reason)
+    return ""
 
 
 def _is_hash(value: object) -> bool:
