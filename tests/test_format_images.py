@@ -149,10 +149,10 @@ def trained(row: dict[str, Any], model: Path) -> list[str]:
     return [part for part in shown.split("\0") if part]
 
 
-def test_rows_hold_images_and_loss_on_the_policys_words(dataset: Path, tools_vlm: Path) -> None:
+def test_rows_hold_images_and_loss_on_the_policys_words(dataset: Path, tools_vlm: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    screens, plain, one = load_dataset(str(dataset), split="train")
+    screens, plain, one = load_dataset(str(dataset), split="train", cache_dir=str(tmp_path))
     assert [image.getpixel((0, 0)) for image in screens["images"][:1]] == [(255, 0, 0)]
     assert [len(row["images"]) for row in (screens, plain, one)] == [3, 0, 1]
     assert [part.get("text", part["type"]) for part in screens["prompt"][0]["content"]] == [
@@ -212,7 +212,7 @@ else:
 def test_template_that_shows_texts_in_parts_alone(tmp_path: Path, parts_vlm: Path) -> None:
     rows = pq.read_table(made(tmp_path, [ONE, PLAIN], parts_vlm) / "data").to_pylist()
     assert [row["route"] for row in rows] == ["template", "template"]
-    assert rows[0]["text"].startswith("<|im_start|>User:<image>Which colour?<end_of_utterance>")
+    assert rows[0]["text"].startswith("<|begin_of_text|>User:<image>Which colour?<end_of_utterance>")
     assert [trained(row, parts_vlm) for row in rows] == [[" Red.<end_of_utterance>"], [" 2<end_of_utterance>"]]
 
 
@@ -268,8 +268,10 @@ def test_rollouts_that_gym_ships(tmp_path: Path, tools_vlm: Path, gym_site_packa
         source = servers / name / "data" / "example_rollouts.jsonl"
         format_sft(source, tmp_path / name, FormatSftSettings(model=str(tools_vlm), max_length=4096))
         rows = pq.read_table(tmp_path / name / "data").to_pylist()
-        dropped = pq.read_table(tmp_path / name / "dropped.parquet").to_pylist()
-        print(name, len(rows), [(entry["reason"], entry["detail"]) for entry in dropped])
-        assert rows and all(row["images"] for row in rows)
+        assert len(rows) == 5 and all(len(row["images"]) == 1 for row in rows)
         for row in rows:
-            assert all(part.endswith("<|im_end|>") for part in trained(row, tools_vlm))
+            (said,) = json.loads(row["record_json"])["completion"][:1]
+            (loss,) = trained(row, tools_vlm)
+            words = [part["text"] for part in said["content"]]
+            words += [call["function"]["name"] for call in said.get("tool_calls", ())]
+            assert loss.endswith("<|im_end|>") and all(word in loss for word in words)

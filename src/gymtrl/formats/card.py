@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +218,7 @@ _CARD = """\
 ---
 configs:
 - config_name: default
+  description: {rows_id}
   data_files:
 {data_files}
 ---
@@ -339,13 +341,24 @@ def write_script(path: Path, objective: Objective, settings: FormatSettings, fac
 
 
 def write_card(
-    path: Path, objective: Objective, settings: FormatSettings, result: FormatResult, *, source_sha256: str
+    path: Path,
+    objective: Objective,
+    settings: FormatSettings,
+    result: FormatResult,
+    *,
+    source_sha256: str,
+    hashes: Iterable[str],
 ) -> None:
-    """Writes the dataset card, whose head tells `datasets.load_dataset` which file is which split."""
+    """Writes the dataset card, whose head tells `datasets.load_dataset` which file is which split.
+
+    `datasets` keeps what it has loaded under the folder's name and a hash of this head. Without the `hashes` of the
+    data files in it, another folder of the same name, or this one written anew, would give the rows of before.
+    """
     present = [split for split, rows in result.rows.items() if rows]
     dropped = result.counts.dropped
     reasons = "".join(f"\n| {reason} | {count} |" for reason, count in sorted(dropped.items()))
     text = _CARD.format(
+        rows_id=sha256("".join(hashes).encode()).hexdigest(),
         data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in present),
         title=_TITLES[objective],
         rows=", ".join(f"{result.rows[split]:,} {split}" for split in present),

@@ -146,8 +146,9 @@ def dataset_folder(
             raise _nothing_left(source, result)
         draft.counts = result.counts
         write_script(draft.path, objective, settings, result.facts)
-        write_card(draft.path, objective, settings, result, source_sha256=sha256_of(source))
         files = [file for writer in writers.values() for file in writer.files]
+        hashes = {str(path.relative_to(draft.path)): sha256_of(path) for path in files}
+        write_card(draft.path, objective, settings, result, source_sha256=sha256_of(source), hashes=hashes.values())
         draft.extra.update(
             {
                 "model": settings.model,
@@ -161,7 +162,7 @@ def dataset_folder(
                 "routes": result.routes,
                 "flags": result.flags,
                 **result.facts,
-                "files": {str(path.relative_to(draft.path)): sha256_of(path) for path in files},
+                "files": hashes,
             }
         )
     made.result = result

@@ -77,7 +77,7 @@ def load_processor(model: str, *, trust_remote_code: bool = False) -> ProcessorM
             f"{type(processor).__name__} does not tell where an image's tokens stand",
             remedy="choose another model, or filter for rows without images",
         )
-    if processor.tokenizer.chat_template is None:  # older models keep it beside the processor alone
+    if processor.chat_template:  # where there are two, this is the one with images
         processor.tokenizer.chat_template = processor.chat_template
     return processor
 

@@ -63,13 +63,14 @@ def format_sft(
 def _template(source: Path, settings: FormatSftSettings) -> ModelTemplate:
     """Of the model; with its processor where it has one and there are images for it."""
     trust = settings.trust_remote_code
+    tokenizer = load_tokenizer(settings.model, trust_remote_code=trust)
     if has_processor(settings.model) and any(
         line.line.rollout is not None and holds_images(line.line.rollout) for line in source_lines(source)
     ):
         processor = load_processor(settings.model, trust_remote_code=trust)
         if processor is not None:
             return model_template(processor.tokenizer, processor)
-    return model_template(load_tokenizer(settings.model, trust_remote_code=trust))
+    return model_template(tokenizer)
 
 
 def _made(
