@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gymtrl.errors import UserError
+from gymtrl.exports.export import export_dataset
+from gymtrl.exports.settings import ExportSettings
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.sft import format_sft
 from gymtrl.training.data import read_dataset
@@ -256,9 +258,11 @@ def test_text_models_keep_refusing_and_other_data_stays_as_it_was(
     assert read_dataset(folder).train.rows == 1
 
 
-def test_training_that_would_not_show_the_images_is_refused(dataset: Path) -> None:
+def test_what_would_not_show_the_model_the_images_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds images"):
         read_dataset(dataset)
+    with pytest.raises(UserError, match="with images"):
+        export_dataset(dataset, tmp_path / "tokens", ExportSettings(to="tokens"))
 
 
 @pytest.mark.slow
