@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -218,9 +219,9 @@ def test_template_that_shows_texts_in_parts_alone(tmp_path: Path, parts_vlm: Pat
     assert [trained(row, parts_vlm) for row in rows] == [[" Red.<end_of_utterance>"], [" 2<end_of_utterance>"]]
 
 
-def bomb() -> str:
-    """A PNG of a few bytes that says it has 400 million pixels."""
-    head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+def bomb(side: int) -> str:
+    """A PNG of a few bytes that says it is a large square."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
     data = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return f"data:image/png;base64,{base64.b64encode(bytes.fromhex('89504e470d0a1a0a') + data).decode()}"
@@ -236,7 +237,8 @@ def test_images_that_cannot_be_used_are_refused(tmp_path: Path, tools_vlm: Path)
         "data:image/png;base64,aGVsbG8=": "image_unreadable",
         png[:-40]: "image_unreadable",
         image_uri("red", "BMP"): "image_unreadable",
-        bomb(): "image_too_large",
+        bomb(10_000): "image_too_large",
+        bomb(20_000): "image_too_large",
     }
     rows = [rollout([user(image(uri), text(f"{i}?"))], [said("Red.")]) for i, uri in enumerate(uris)]
     fake = [user(image(png), text("What is <image>?")), user(text("What is <image>?"))]
@@ -256,6 +258,14 @@ def test_text_models_keep_refusing_and_other_data_stays_as_it_was(
     folder = made(tmp_path / "plain", [PLAIN], tools_vlm)
     assert "images" not in pq.read_schema(next((folder / "data").glob("*"))).names
     assert read_dataset(folder).train.rows == 1
+
+
+def test_processor_that_does_not_load_is_told(tmp_path: Path, tools_vlm: Path) -> None:
+    broken = Path(shutil.copytree(tools_vlm, tmp_path / "broken"))
+    (broken / "processor_config.json").write_text("{")
+    assert made(tmp_path / "plain", [PLAIN], broken).is_dir()
+    with pytest.raises(UserError, match="hold images, and the processor of model"):
+        made(tmp_path / "images", [ONE], broken)
 
 
 def test_what_would_not_show_the_model_the_images_is_refused(dataset: Path, tmp_path: Path) -> None:
