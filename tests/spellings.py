@@ -184,8 +184,6 @@ SPELLINGS: dict[str, Spelling] = {
     "nemotron_3_5_lightning": nemotron("</think>"),
     "phi3": plain("<|end|>"),
     "phi3_5": plain("<|end|>"),
-    "idefics3": plain("<end_of_utterance>", lambda text: f" {text}"),
-    "smolvlm": plain("<end_of_utterance>", lambda text: f" {text}"),
     "qwen2_5": hermes(),
     "qwen2_5_vl": plain("<|im_end|>"),
     "qwen3": hermes(thoughts=True, content=lambda text: text.lstrip("\n")),

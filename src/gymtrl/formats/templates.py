@@ -164,7 +164,7 @@ def model_template(tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin
         developer=False,
         processor=processor,
     )
-    bare = replace(bare, parts=_wants_parts(bare))
+    bare = replace(bare, parts=processor is not None and _wants_parts(bare))
     bare = replace(bare, developer=_holds_developer(bare))
     end_ids, scaffolds = _probe_turns(bare)
     return replace(
