@@ -103,7 +103,7 @@ def _format_settings() -> str:
 def _dataset_columns() -> str:
     def datasets(name: str) -> str:
         holding = [objective for objective, columns in DATASET_COLUMNS.items() if name in columns]
-        words = (objective.replace("grpo_", "grpo ") for objective in holding)
+        words = (objective.replace("_", " ") for objective in holding)
         return "all" if len(holding) == len(DATASET_COLUMNS) else ", ".join(words)
 
     names = dict.fromkeys(name for columns in DATASET_COLUMNS.values() for name in columns)

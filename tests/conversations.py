@@ -269,7 +269,7 @@ REFUSALS = {
     "turn_end_missing": ("end", "the template writes no token that ends the turn, or nothing of the turn"),
     "template_error": ("error", "the template itself refuses such messages"),
     "truncated": ("truncated", "the last turn was cut off"),
-    "images_in_text_model": ("images", "images cannot be trained on"),
+    "images_in_text_model": ("images", "images need a model with an image processor"),
 }
 """Short forms for the table of outcomes, and what each refusal means."""
 

@@ -214,4 +214,4 @@ def test_format_dpo_from_rollouts_to_a_page(tmp_path: Path, smollm2_dir: Path) -
     assert "0 + 1 =" in re.sub("<[^>]+>", "", page.read_text())
     again = run(*command[:-4])
     assert again.returncode == 0 and "is up to date" in again.stderr
-    assert "the task has no bad rollout" in again.stdout and "DPOTrainer(" in again.stdout
+    assert "All rollouts of the task are good" in again.stdout and "DPOTrainer(" in again.stdout

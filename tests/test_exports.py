@@ -299,8 +299,8 @@ def test_openai_pairs_fit_the_schema(dpo: Path, tmp_path: Path) -> None:
     [
         (SAID | {"reasoning_content": "hm"}, openai.sft_row, "reasoning"),
         (SAID | {"reasoning_content": "hm"}, nemo_row, None),
-        (SAID | {"images": ["data:"]}, openai.sft_row, "images"),
-        (SAID | {"images": ["data:"]}, nemo_row, "images"),
+        (SAID | {"content": [{"type": "image"}]}, openai.sft_row, "images"),
+        (SAID | {"content": [{"type": "image"}]}, nemo_row, "images"),
     ],
 )
 def test_what_a_format_has_no_place_for_is_dropped(

@@ -244,6 +244,20 @@ def test_the_folders_own_script_trains_with_plain_trl(dataset: Path, tiny_model:
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_folders_of_one_name_load_their_own_rows(tiny_model: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    loaded = []
+    for number, place in enumerate(("one", "two", "one")):
+        source = write_lines(tmp_path / f"{number}.jsonl", [row(f"{number}?", "Yes.")])
+        folder = tmp_path / place / "dataset"
+        shutil.rmtree(folder, ignore_errors=True)
+        format_sft(source, folder, FormatSftSettings(model=str(tiny_model)))
+        rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        loaded.append(rows[0]["prompt"][0]["content"])
+    assert loaded == ["0?", "1?", "2?"]
+
+
 def test_settings_import_nothing_heavy() -> None:
     code = (
         "import sys, gymtrl.formats.settings, gymtrl.training.settings;"

@@ -112,6 +112,8 @@ def _refuse_objective(source: Source, to: str) -> None:
             raise UserError(f"{where}: it has no loss mask", remedy="export it with --to nemo-rl or --to openai")
         if source.objective == "grpo" and "completion_ids" not in source.columns:
             raise UserError(f"{where} of prompts alone: it has no completions", remedy="train on it with TRL")
+        if "images" in source.columns:
+            raise UserError(f"{where} with images, which tokens alone do not hold", remedy="train on it with TRL")
     elif source.objective != "sft" and source.objective not in PAIRED:
         raise UserError(f"{where}, which {to} has no format for", remedy="export it with --to tokens")
 

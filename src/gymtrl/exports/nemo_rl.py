@@ -38,7 +38,7 @@ def sft_row(chat: Chat, scope: Scope) -> dict[str, Any] | Dropped:
     """
     messages = developer_as_system([*chat.prompt, *to_last_assistant(chat.completion)])
     if needs_images(messages):
-        return Dropped("images", "the record does not tell where in the text an image stood")
+        return Dropped("images", "the record does not hold the images themselves")
     if scope == "last" and _spoken(chat.completion) > 1:
         return Dropped("earlier_messages_untrained", "of this file the last message of a row is trained, no other")
     if scope == "every" and _spoken(chat.prompt):
@@ -55,7 +55,7 @@ def preference_row(pair: Pair) -> dict[str, Any] | Dropped:
     """
     sides = (pair.chosen, pair.rejected)
     if needs_images([*pair.prompt, *pair.chosen, *pair.rejected]):
-        return Dropped("images", "the record does not tell where in the text an image stood")
+        return Dropped("images", "the record does not hold the images themselves")
     if pair.tools:
         # Without them the template would render another prompt than the one that the policy saw.
         return Dropped("tools", "a preference row of NeMo RL has no place for tools")

@@ -48,7 +48,7 @@ def preference_row(pair: Pair) -> dict[str, Any] | Dropped:
 
 def _refused(messages: Messages, tools: list[dict[str, Any]]) -> Dropped | None:
     if needs_images(messages):
-        return Dropped("images", "the record does not tell where in the text an image stood")
+        return Dropped("images", "the record does not hold the images themselves")
     if any(message.get("reasoning_content") for message in messages):
         # Left out, the row would teach to answer without the thinking that led to the answer.
         return Dropped("reasoning", "the format has no place for reasoning")

@@ -162,5 +162,5 @@ def to_last_assistant(completion: Messages) -> Messages:
 
 
 def needs_images(messages: Messages) -> bool:
-    """Whether a message holds images; the record does not tell where in the text they stood."""
-    return any(message.get("images") for message in messages)
+    """Whether a message holds images, whose bytes the record does not hold."""
+    return any(not isinstance(message.get("content") or "", str) for message in messages)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,39 @@ _SFT = _Script(
     "SFTConfig",
     "SFTTrainer",
     (_WHOLE, *_SMALL, "num_train_epochs=2,", "learning_rate=1e-5,"),
+)
+_SFT_IMAGES = _Script(
+    "Trains on this folder with TRL. The model's processor takes texts and images; the labels are this folder's own.",
+    "from transformers import AutoProcessor\nfrom trl import SFTConfig, SFTTrainer",
+    ("images", "text", "input_ids", "labels"),
+    "SFTConfig",
+    "SFTTrainer",
+    (*_SFT.options, "remove_unused_columns=False,  # the collator below takes them"),
+    before='''\
+processor = AutoProcessor.from_pretrained(model)
+
+
+def collate(rows):
+    """What the processor makes of texts and images, with the labels of the rows."""
+    images = [row["images"] for row in rows]
+    batch = processor(
+        text=[row["text"] for row in rows],
+        images=images if any(images) else None,
+        padding=True,
+        padding_side="right",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    for made, mask, labels, row in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], rows):
+        if made[mask == 1].tolist() != row["input_ids"]:
+            raise SystemExit("this processor makes other tokens than the one that the dataset was made with")
+        labels[mask == 1] = torch.tensor(row["labels"])
+    return batch
+
+
+''',
+    arguments="    processing_class=processor,\n    data_collator=collate,\n",
 )
 _DPO_OPTIONS = (
     *_SMALL,
@@ -192,13 +226,15 @@ def _script(objective: Objective, settings: FormatSettings, facts: Mapping[str, 
         # The messages hold the reasoning that was taken out of the tokens.
         plain = facts["kind"] == "first_divergence" and settings.reasoning != "drop"
         return _DPO_PLAIN if plain else _DPO_TOKENS
-    return {"sft": _SFT, "reward": _REWARD, "kto": _KTO, "grpo_groups": _GROUPS}.get(objective)
+    scripts = {"sft": _SFT, "sft_images": _SFT_IMAGES, "reward": _REWARD, "kto": _KTO, "grpo_groups": _GROUPS}
+    return scripts.get(objective)
 
 
 _CARD = """\
 ---
 configs:
 - config_name: default
+  description: {rows_id}
   data_files:
 {data_files}
 ---
@@ -225,6 +261,7 @@ Source: SHA-256 `{source}`. Lines read {read}, used {written}, dropped {dropped}
 
 _TITLES: dict[Objective, str] = {
     "sft": "SFT",
+    "sft_images": "SFT",
     "dpo": "DPO",
     "reward": "Reward model",
     "kto": "KTO",
@@ -235,6 +272,9 @@ _TITLES: dict[Objective, str] = {
 _LOSS = "Only what the policy wrote carries loss, the token that ends each turn included. Nothing is cut."
 _HOW: dict[Objective, str] = {
     "sft": f"`input_ids` and `labels` are ready for TRL's `SFTTrainer`; `train_with_trl.py` shows how. {_LOSS}",
+    "sft_images": "The model's processor makes `input_ids` of `text` and `images`, and `labels` fit them; "
+    "`train_with_trl.py` hands both to TRL's `SFTTrainer`. TRL's own collator takes the messages instead: it shows no "
+    f"tools and may train what the template writes behind a turn. {_LOSS}",
     "dpo": "`prompt_ids`, `chosen_ids`, `rejected_ids` and the two masks are what `gymtrl.TokenDPOTrainer` takes; of "
     f"pairs of single turns plain TRL may take the messages. `train_with_trl.py` shows how. {_LOSS}",
     "reward": "`chosen_ids` and `rejected_ids` are whole conversations, ready for TRL's `RewardTrainer`; "
@@ -263,6 +303,8 @@ COLUMN_WORDS = {
     "completion": "messages from the policy's first turn on; likewise",
     "tools": "declared tools; likewise",
     "input_ids": "the tokens",
+    "images": "the images of the messages, in order, as the rollout held them",
+    "text": "all messages as the chat template writes them, one placeholder for an image",
     "labels": "the tokens that carry loss; -100 elsewhere",
     "kind": "`first_divergence`: the first turns that differ; `trajectory`: all that followed the prompt",
     "depth": "messages of the completions that the two sides share, here part of the prompt",
@@ -316,13 +358,24 @@ def write_script(path: Path, objective: Objective, settings: FormatSettings, fac
 
 
 def write_card(
-    path: Path, objective: Objective, settings: FormatSettings, result: FormatResult, *, source_sha256: str
+    path: Path,
+    objective: Objective,
+    settings: FormatSettings,
+    result: FormatResult,
+    *,
+    source_sha256: str,
+    hashes: Iterable[str],
 ) -> None:
-    """Writes the dataset card, whose head tells `datasets.load_dataset` which file is which split."""
+    """Writes the dataset card, whose head tells `datasets.load_dataset` which file is which split.
+
+    `datasets` keeps what it has loaded under the folder's name and a hash of this head. Without the `hashes` of the
+    data files in it, another folder of the same name, or this one written anew, would give the rows of before.
+    """
     present = [split for split, rows in result.rows.items() if rows]
     dropped = result.counts.dropped
     reasons = "".join(f"\n| {reason} | {count} |" for reason, count in sorted(dropped.items()))
     text = _CARD.format(
+        rows_id=sha256("".join(hashes).encode()).hexdigest(),
         data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in present),
         title=_TITLES[objective],
         rows=", ".join(f"{result.rows[split]:,} {split}" for split in present),

@@ -10,7 +10,7 @@ from typing import Literal
 
 from gymtrl.formats.example import Example
 from gymtrl.formats.settings import Reasoning
-from gymtrl.formats.templates import ModelTemplate, argument_texts, squeeze
+from gymtrl.formats.templates import ModelTemplate, argument_texts, squeeze, texts_of
 from gymtrl.rollouts.record import Message
 
 IGNORED = -100
@@ -32,6 +32,8 @@ class Tokenized:
         spans (`tuple[tuple[int, int], ...]`): Half-open token ranges that carry loss, one an assistant turn.
         route (`str`): How the tokens came about: `recorded`, `template` or `prefixes`.
         flags (`tuple[str, ...]`): Remarks such as `developer_as_system`.
+        text (`str`, *optional*): What a model's processor makes the tokens of, together with the images; `None` where
+            there is no processor.
     """
 
     input_ids: list[int]
@@ -39,6 +41,7 @@ class Tokenized:
     spans: tuple[tuple[int, int], ...]
     route: Route
     flags: tuple[str, ...] = ()
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,12 @@ def lost_text(rendering: str, example: Example) -> Refusal | None:
     """Looks for the text of every message, every call and every declared tool in a rendering."""
     whole = _normal(rendering)
     for number, message in enumerate((*example.prompt, *example.completion)):
-        content = _normal(message.content).strip()
-        if content not in whole:
-            parts = think_and_answer(content) if message.role == "assistant" else [content]
+        parts = [_normal(text).strip() for text in texts_of(message)]
+        if not all(part in whole for part in parts):
+            if message.role == "assistant":
+                parts = think_and_answer(parts[-1])
             # Of earlier turns many templates show the answer only, as a server does.
-            shown = parts[-1:] if number < len(example.prompt) else parts
+            shown = parts[-1:] if message.role == "assistant" and number < len(example.prompt) else parts
             if not all(part in whole for part in shown):
                 return Refusal("text_lost", f"the text of a {message.role} message is not in the rendering")
         for call in message.tool_calls:

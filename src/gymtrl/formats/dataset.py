@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Objective = Literal["sft", "dpo", "reward", "kto", "grpo_prompts", "grpo_groups"]
+Objective = Literal["sft", "sft_images", "dpo", "reward", "kto", "grpo_prompts", "grpo_groups"]
 
 ROWS_A_GROUP = 256
 _LONG = re.compile(r"\d{19}")
@@ -71,6 +71,17 @@ COLUMNS: dict[Objective, dict[str, str]] = {
         "input_ids": "ids",
         "labels": "ids",
     },
+    "sft_images": {
+        **_IDENTITY,
+        "reward": "number",
+        "part": "small",
+        **_MADE,
+        "tools": "view",
+        "images": "images",
+        "text": "text",
+        "input_ids": "ids",
+        "labels": "ids",
+    },
     "dpo": {
         **_PAIR,
         "prompt_ids": "ids",
@@ -122,7 +133,7 @@ def schemas(objective: Objective) -> tuple[pa.Schema, pa.Schema]:
     They differ in the view columns, which hold dumped JSON and are stored as `datasets` stores `List(Json())`. Dumping
     them here keeps floats and keys with null, both of which `datasets` would change if it got objects.
     """
-    from datasets import Features, Json, List, Value
+    from datasets import Features, Image, Json, List, Value
 
     kinds = {
         "text": Value("string"),
@@ -135,6 +146,7 @@ def schemas(objective: Objective) -> tuple[pa.Schema, pa.Schema]:
         "view": List(Json()),
         "ids": List(Value("int32")),
         "mask": List(Value("int8")),
+        "images": List(Image()),
     }
     columns = COLUMNS[objective]
     stored = Features({name: kinds[kind] for name, kind in columns.items()}).arrow_schema

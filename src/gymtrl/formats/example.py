@@ -80,6 +80,11 @@ def by_call(example: Example) -> list[Example]:
     return [example.part(position, position + 1) for position in positions]
 
 
+def holds_images(example: Example | Rollout) -> bool:
+    """Whether one of the messages holds an image."""
+    return any(message.images for message in (*example.prompt, *example.completion))
+
+
 def without_reasoning(example: Example) -> Example:
     """The example with the reasoning of all turns taken out."""
     prompt, completion = (

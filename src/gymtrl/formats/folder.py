@@ -13,7 +13,7 @@ from gymtrl.errors import UserError
 from gymtrl.formats.card import write_card, write_script
 from gymtrl.formats.checks import Refusal
 from gymtrl.formats.dataset import DROPPED_SCHEMA, Objective, ParquetRows, schemas
-from gymtrl.formats.reasons import DROPS, NO_REMEDY, remedy_for
+from gymtrl.formats.reasons import CHOICE_DROPS, DROPS, NO_REMEDY, remedy_for
 from gymtrl.formats.settings import FormatSettings
 from gymtrl.formats.source import SPLITS, Identity, format_inputs
 from gymtrl.formats.templates import ModelTemplate
@@ -146,8 +146,9 @@ def dataset_folder(
             raise nothing_left(source, result, "training")
         draft.counts = result.counts
         write_script(draft.path, objective, settings, result.facts)
-        write_card(draft.path, objective, settings, result, source_sha256=sha256_of(source))
         files = [file for writer in writers.values() for file in writer.files]
+        hashes = {str(path.relative_to(draft.path)): sha256_of(path) for path in files}
+        write_card(draft.path, objective, settings, result, source_sha256=sha256_of(source), hashes=hashes.values())
         draft.extra.update(
             {
                 "model": settings.model,
@@ -161,7 +162,7 @@ def dataset_folder(
                 "routes": result.routes,
                 "flags": result.flags,
                 **result.facts,
-                "files": {str(path.relative_to(draft.path)): sha256_of(path) for path in files},
+                "files": hashes,
             }
         )
     made.result = result
@@ -169,7 +170,7 @@ def dataset_folder(
 
 def nothing_left(source: Path, result: FormatResult, kind: str) -> UserError:
     """What is told where rows of a kind, such as `good` ones, are needed and all were dropped."""
-    dropped = sorted(result.counts.dropped.items(), key=lambda item: -item[1])
+    dropped = sorted(result.counts.dropped.items(), key=lambda item: (-item[1], item[0] in CHOICE_DROPS))
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped) or "the file is empty"
     # Copies and the like need no remedy; what else was in the way often has one.
     remedies = [DROPS[reason].remedy for reason, _ in dropped if reason in DROPS and DROPS[reason].remedy != NO_REMEDY]

@@ -29,11 +29,12 @@ from gymtrl.formats.checks import (
     lost_text,
     turn_problem,
 )
-from gymtrl.formats.example import Example, without_reasoning
+from gymtrl.formats.example import Example, holds_images, without_reasoning
+from gymtrl.formats.images import Expanded, expand
 from gymtrl.formats.recorded import read_recorded
 from gymtrl.formats.settings import Reasoning
 from gymtrl.formats.spans import Span, encode_all
-from gymtrl.formats.templates import RENDER_ERRORS, Chat, ModelTemplate, to_chat
+from gymtrl.formats.templates import RENDER_ERRORS, Chat, ModelTemplate, texts_of, to_chat
 
 Recorded = Literal["auto", "never", "only"]
 
@@ -42,12 +43,16 @@ NOT_PRESERVING = "template_not_prefix_preserving"
 
 @dataclass(frozen=True)
 class _Rendering:
-    """A rendered example: its text and, for each trained turn, the characters that the model has to produce."""
+    """A rendered example: its text and, for each trained turn, the characters that the model has to produce.
+
+    With a processor there is also what that makes of the text.
+    """
 
     text: str
     spans: tuple[Span, ...]
     route: Route
     flags: tuple[str, ...] = ()
+    expanded: Expanded | None = None
 
 
 def tokenize(
@@ -76,7 +81,8 @@ def tokenize_all(
     """
     made = [_render(example, template, reasoning, recorded) for example in examples]
     rendered = [entry for entry in made if isinstance(entry, _Rendering)]
-    encoded = iter(encode_all([(entry.text, entry.spans) for entry in rendered], template))
+    texts = [(found.text, found.spans) for entry in rendered for found in (entry.expanded or entry,)]
+    encoded = iter(encode_all(texts, template))
     return [
         _finish(entry, next(encoded), example, template, reasoning) if isinstance(entry, _Rendering) else entry
         for entry, example in zip(made, examples, strict=True)
@@ -86,7 +92,7 @@ def tokenize_all(
 def tokenize_prompt(example: Example, template: ModelTemplate) -> list[int] | Refusal:
     """Token ids of what is sent to a model that is to answer the example's prompt, or why that cannot be shown."""
     asked = dataclasses.replace(example, completion=(), recorded=(), truncated=False)
-    unfit = _unfit(asked) or _without_tools(asked, template)
+    unfit = _unfit(asked, template) or _without_tools(asked, template)
     if unfit is not None:
         return unfit
     chat = to_chat(asked.prompt, developer_as_system=not template.developer)
@@ -105,14 +111,14 @@ def loss_mask(tokens: Tokenized) -> list[int]:
 def _render(
     example: Example, template: ModelTemplate, reasoning: Reasoning, recorded: Recorded
 ) -> _Rendering | Tokenized | Refusal:
-    unfit = _unfit(example)
+    unfit = _unfit(example, template)
     if unfit is not None:
         return unfit
     flags: list[str] = []
     if reasoning == "drop":
         example = without_reasoning(example)
     if recorded != "never" and example.recorded:
-        found = read_recorded(example, template)
+        found = _recorded(example, template)
         problem = found if isinstance(found, Refusal) else check_row(found, example, template, "template")
         if problem is None or recorded == "only":
             return problem or found
@@ -128,16 +134,29 @@ def _render(
             rendering if isinstance(rendering, Refusal) else _text_problem(rendering, example, template, reasoning)
         )
         if isinstance(rendering, _Rendering) and problem is None:
-            return dataclasses.replace(rendering, flags=(*flags, *rendering.flags))
+            return _with_images(dataclasses.replace(rendering, flags=(*flags, *rendering.flags)), example, template)
         first = first or problem
     assert first is not None
     return first
 
 
-def _unfit(example: Example) -> Refusal | None:
+def _recorded(example: Example, template: ModelTemplate) -> Tokenized | Refusal:
+    if template.processor is not None:
+        return Refusal("recorded_images", "the processor makes the tokens of a dataset with images")
+    return read_recorded(example, template)
+
+
+def _with_images(rendering: _Rendering, example: Example, template: ModelTemplate) -> _Rendering | Refusal:
+    if template.processor is None:
+        return rendering
+    expanded = expand(rendering.text, rendering.spans, example.messages, template.processor)
+    return expanded if isinstance(expanded, Refusal) else dataclasses.replace(rendering, expanded=expanded)
+
+
+def _unfit(example: Example, template: ModelTemplate) -> Refusal | None:
     if example.truncated:
         return Refusal("truncated", "the last turn was cut off by a limit; rendering it would teach a false turn end")
-    if any(message.images for message in example.messages):
+    if template.processor is None and holds_images(example):
         return Refusal("images_in_text_model", "the row holds images")
     if not example.prompt:
         return Refusal("no_prompt", "the row has no message before the policy's first output")
@@ -290,7 +309,8 @@ def _lost_characters(text: str, template: ModelTemplate) -> Refusal | None:
 
 def _foreign_text(text: str, start: int, example: Example, position: int, template: ModelTemplate) -> Refusal | None:
     """Looks for later messages in a turn of calls: what is marked may hold the tools' answers."""
-    if not any(m.content.strip() and m.content.strip() in text[start:] for m in example.messages[position + 1 :]):
+    later = [said.strip() for m in example.messages[position + 1 :] for said in texts_of(m)]
+    if not any(said and said in text[start:] for said in later):
         return None
     assert template.marked is not None
     chat = to_chat(example.messages[: position + 1], developer_as_system=not template.developer)
@@ -313,7 +333,12 @@ def _finish(
     if encoded is None:
         return _not_preserving()
     ids, spans = encoded
-    found = Tokenized(ids, labels_of(ids, spans), spans, rendering.route, rendering.flags)
+    if rendering.expanded is not None and ids != rendering.expanded.ids:
+        return Refusal(
+            "processor_tokens_differ", "the model's processor makes other tokens where a turn begins or ends"
+        )
+    text = rendering.text if rendering.expanded is not None else None
+    found = Tokenized(ids, labels_of(ids, spans), spans, rendering.route, rendering.flags, text)
     for start, end in spans:
         problem = end_problem(ids[start:end], template.end_ids)
         if problem is not None:

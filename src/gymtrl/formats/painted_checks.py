@@ -250,7 +250,9 @@ def _spoken(turn: Mapping[str, Any]) -> Iterator[str]:
 def _texts_there(text: str, messages: Chat) -> Check:
     text = _normal(text)
     for message in messages:
-        if _words(message) not in text or any(call["name"] not in text for call in _calls(message)):
+        if any(words not in text for words in _texts(message)) or any(
+            call["name"] not in text for call in _calls(message)
+        ):
             return Check(False, f"text of a {message['role']} message is missing: {_words(message)[:60]!r}")
     return Check(True, f"the text of every message is there ({len(messages)})")
 
@@ -273,7 +275,14 @@ def _calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _words(message: Mapping[str, Any]) -> str:
-    return _normal(message.get("content") or "").strip()
+    return "".join(_texts(message))
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    """The message's text, in parts where images stand in it."""
+    content = message.get("content") or ""
+    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    return [_normal(text).strip() for text in texts]
 
 
 def _normal(text: str) -> str:

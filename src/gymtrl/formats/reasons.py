@@ -73,8 +73,29 @@ ROW_DROPS: dict[str, Drop] = {
         "Pass --use-recorded-ids never. If it stays, it is a mistake of ours: report it with the line.",
     ),
     "images_in_text_model": Drop(
-        "The row holds images, and the model reads text only.",
+        "The row holds images, and the model reads text only; 'format sft' alone makes rows with images.",
         "Leave rows with images out, or choose a model that sees.",
+    ),
+    "image_not_embedded": Drop(
+        "The row only names an image, and nothing is downloaded.",
+        "Put the images into the rollouts, as data URIs in base64.",
+    ),
+    "image_unreadable": Drop(
+        "An image is damaged, or neither PNG, JPEG, WebP nor GIF.", "Mend or convert the image, and collect again."
+    ),
+    "image_too_large": Drop("An image has more pixels than Pillow opens.", "Make it smaller, and collect again."),
+    "image_refused": Drop(
+        "The model's processor cannot take the images; its own words stand beside it.", "Choose a model that can."
+    ),
+    "images_lost": Drop(
+        "The chat template does not show all images of the row.", "Choose a model whose chat template shows them."
+    ),
+    "image_token_in_text": Drop(
+        "A message's text holds what the template writes for an image.", "Leave such rollouts out."
+    ),
+    "processor_tokens_differ": Drop(
+        "The model's processor makes other tokens than were checked, where a turn begins or ends.",
+        "Choose another model.",
     ),
     "no_prompt": Drop("Nothing stands before the first output of the policy.", _INSPECT),
 }

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from gymtrl.formats.checks import IGNORED, Refusal
-from gymtrl.formats.dataset import as_view, dumped, record_of
-from gymtrl.formats.example import Example
+from gymtrl.formats.dataset import Objective, as_view, dumped, record_of
+from gymtrl.formats.example import Example, holds_images
 from gymtrl.formats.folder import DatasetDraft, FormatResult, dataset_folder
+from gymtrl.formats.images import has_processor, load_processor, read_images
 from gymtrl.formats.rows import Row, rows_of
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.source import SourceLine, longest_row, source_lines
-from gymtrl.formats.templates import ModelTemplate, model_template, to_chat
+from gymtrl.formats.templates import ModelTemplate, in_parts, model_template, to_chat
 from gymtrl.models.fingerprint import load_tokenizer
 
 _BATCH = 64
@@ -45,10 +46,11 @@ def format_sft(
         UserError: The source or the model is missing, the model has no chat template, or no training row is left.
         RunError: The disk is full or not writable.
     """
-    template = model_template(load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code))
+    template = _template(source, settings)
     limit = longest_row(settings)
     lines = source_lines(source)
-    with dataset_folder(source, out, "format sft", "sft", settings, template) as draft:
+    objective: Objective = "sft" if template.processor is None else "sft_images"
+    with dataset_folder(source, out, "format sft", objective, settings, template) as draft:
         while batch := list(islice(lines, _BATCH)):
             for line, rows in _made(batch, template, settings, limit, partial_context=source.is_dir()):
                 _put(draft, line, rows)
@@ -56,6 +58,19 @@ def format_sft(
                     on_row()
     assert draft.result is not None
     return draft.result
+
+
+def _template(source: Path, settings: FormatSftSettings) -> ModelTemplate:
+    """Of the model; with its processor where it has one and there are images for it."""
+    trust = settings.trust_remote_code
+    tokenizer = load_tokenizer(settings.model, trust_remote_code=trust)
+    if has_processor(settings.model) and any(
+        line.line.rollout is not None and holds_images(line.line.rollout) for line in source_lines(source)
+    ):
+        processor = load_processor(settings.model, trust_remote_code=trust)
+        if processor is not None:
+            return model_template(processor.tokenizer, processor)
+    return model_template(tokenizer)
 
 
 def _made(
@@ -116,6 +131,7 @@ def _put(draft: DatasetDraft, line: SourceLine, rows: list[Row] | Refusal) -> No
                 "route": tokens.route,
                 "flags": list(tokens.flags),
                 **messages(row.example),
+                **_shown(row),
                 "input_ids": tokens.input_ids,
                 "labels": tokens.labels,
             },
@@ -125,11 +141,19 @@ def _put(draft: DatasetDraft, line: SourceLine, rows: list[Row] | Refusal) -> No
         )
 
 
+def _shown(row: Row) -> dict[str, Any]:
+    """What a processor takes, where the model has one."""
+    if row.tokens.text is None:
+        return {}
+    files = read_images(row.example.messages)
+    assert isinstance(files, list), files.reason
+    return {"images": [{"bytes": data, "path": None} for data in files], "text": row.tokens.text}
+
+
 def messages(example: Example) -> dict[str, Any]:
     """The columns that hold an example's messages: exactly, and as the view that people and plain scripts take."""
-    parts = {
-        "prompt": dumped(to_chat(example.prompt)),
-        "completion": dumped(to_chat(example.completion)),
-        "tools": dumped(list(example.tools)),
-    }
+    chats = {"prompt": to_chat(example.prompt), "completion": to_chat(example.completion)}
+    if holds_images(example):
+        chats = {name: in_parts(chat) for name, chat in chats.items()}
+    parts = {name: dumped(items) for name, items in {**chats, "tools": list(example.tools)}.items()}
     return {"record_json": record_of(parts), **{name: as_view(items) for name, items in parts.items()}}

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -15,7 +16,7 @@ from gymtrl.models.fingerprint import chat_template_of
 from gymtrl.rollouts.record import Message
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 Chat = list[dict[str, Any]]
 
@@ -48,6 +49,8 @@ class ModelTemplate:
         special (`re.Pattern[str]`): The special tokens in a text.
         keeps_ascii (`bool`): It has tokens for every ASCII character.
         seen (`dict[str, bool]`): Characters that were met so far, and whether the tokenizer keeps them.
+        parts (`bool`): The template shows texts only where they stand in parts, beside images.
+        processor (`ProcessorMixin`, *optional*): Gives images their tokens; `None` where rows with images are refused.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -64,6 +67,8 @@ class ModelTemplate:
     special: re.Pattern[str] = re.compile("(?!)")
     keeps_ascii: bool = False
     seen: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+    parts: bool = False
+    processor: ProcessorMixin | None = None
 
     def render(
         self,
@@ -78,7 +83,7 @@ class ModelTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         texts, _ = render_jinja_template(
-            conversations=list(chats),
+            conversations=[in_parts(chat) for chat in chats] if self.parts else list(chats),
             tools=tools,
             chat_template=template,
             add_generation_prompt=generation_prompt,
@@ -92,7 +97,7 @@ class ModelTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         texts, marks = render_jinja_template(
-            conversations=[chat],
+            conversations=[in_parts(chat) if self.parts else chat],
             tools=tools,
             chat_template=self.marked,
             return_assistant_tokens_mask=True,
@@ -131,8 +136,12 @@ class ModelTemplate:
         return self.special.sub("", text)
 
 
-def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
+def model_template(tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None = None) -> ModelTemplate:
     """Probes the chat template of `tokenizer`.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
+        processor (`ProcessorMixin`, *optional*): Of a model that takes images: what its tokenizer belongs to.
 
     Raises:
         UserError: The tokenizer has no chat template.
@@ -150,10 +159,12 @@ def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
     bare = ModelTemplate(
         tokenizer=tokenizer,
         stock=stock,
-        marked=_marked(tokenizer, stock),
-        tools=_holds_tools(tokenizer),
+        marked=_marked(processor or tokenizer, stock),
+        tools=_holds_tools(processor or tokenizer),
         developer=False,
+        processor=processor,
     )
+    bare = replace(bare, parts=processor is not None and _wants_parts(bare))
     bare = replace(bare, developer=_holds_developer(bare))
     end_ids, scaffolds = _probe_turns(bare)
     return replace(
@@ -170,7 +181,7 @@ def model_template(tokenizer: PreTrainedTokenizerBase) -> ModelTemplate:
 
 
 def to_chat(messages: Sequence[Message], *, developer_as_system: bool = False) -> Chat:
-    """Turns messages into what templates take: arguments as objects, no key without a value.
+    """Turns messages into what templates take: arguments as objects, images as parts, no key without a value.
 
     Args:
         messages (`Sequence[Message]`): Of one rollout.
@@ -179,11 +190,9 @@ def to_chat(messages: Sequence[Message], *, developer_as_system: bool = False) -
     chat: Chat = []
     for message in messages:
         role = "system" if developer_as_system and message.role == "developer" else message.role
-        entry: dict[str, Any] = {"role": role, "content": message.content}
+        entry: dict[str, Any] = {"role": role, "content": _parts(message) if message.images else message.content}
         if message.reasoning_content is not None:
             entry["reasoning_content"] = message.reasoning_content
-        if message.images:
-            entry["images"] = list(message.images)
         if message.tool_calls:
             entry["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -195,6 +204,30 @@ def to_chat(messages: Sequence[Message], *, developer_as_system: bool = False) -
             entry["name"] = message.name
         chat.append(entry)
     return chat
+
+
+def in_parts(chat: Chat) -> Chat:
+    """The chat with every message's content as parts, which templates of models that take images know."""
+    return [
+        {**entry, "content": [{"type": "text", "text": entry["content"]}]}
+        if isinstance(entry.get("content"), str)
+        else entry
+        for entry in chat
+    ]
+
+
+def texts_of(message: Message) -> list[str]:
+    """The text of a message, cut where images stand in it."""
+    offsets = message.image_offsets or (0,) * len(message.images)
+    cuts = [0, *offsets, len(message.content)]
+    return [message.content[start:end] for start, end in pairwise(cuts)]
+
+
+def _parts(message: Message) -> list[dict[str, str]]:
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(texts_of(message)):
+        parts += [{"type": "image"}] * (number > 0) + ([{"type": "text", "text": text}] if text else [])
+    return parts
 
 
 def argument_texts(arguments: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -229,7 +262,7 @@ def _spellings(text: str) -> tuple[str, ...]:
     return (text, text.strip(), plain, escaped, html, quoted)
 
 
-def _marked(tokenizer: PreTrainedTokenizerBase, stock: str) -> str | None:
+def _marked(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, stock: str) -> str | None:
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
     try:
@@ -241,7 +274,7 @@ def _marked(tokenizer: PreTrainedTokenizerBase, stock: str) -> str | None:
     return stock if has_generation_markers(stock) else None
 
 
-def _holds_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _holds_tools(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> bool:
     from trl.chat_template_utils import supports_tool_calling
 
     try:
@@ -259,6 +292,17 @@ def _holds_developer(bare: ModelTemplate) -> bool:
         return _CONTENT in bare.render([chat], None, template=bare.stock)[0]
     except RENDER_ERRORS:
         return False
+
+
+def _wants_parts(bare: ModelTemplate) -> bool:
+    for probe in (bare, replace(bare, parts=True)):
+        try:
+            (text,) = probe.render([[{"role": "user", "content": _CONTENT}]], None, template=bare.stock)
+        except RENDER_ERRORS:
+            continue
+        if _CONTENT in text:
+            return probe.parts
+    return False
 
 
 def _probe_turns(bare: ModelTemplate) -> tuple[frozenset[int], frozenset[str]]:

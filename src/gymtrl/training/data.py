@@ -116,6 +116,11 @@ def _split(dataset: Path, name: str) -> Split | None:
         missing = [column for column in TOKEN_COLUMNS if column not in source.schema_arrow.names]
         if missing:
             raise UserError(f"{path} has no column {missing[0]}", remedy=_AGAIN)
+        if "images" in source.schema_arrow.names:
+            raise UserError(
+                f"{dataset} holds images, which this training does not show the model",
+                remedy=f"run 'python {dataset / 'train_with_trl.py'}'",
+            )
         for batch in source.iter_batches(batch_size=1024, columns=TOKEN_COLUMNS):
             ids, labels = batch.column("input_ids"), batch.column("labels")
             lengths = np.diff(ids.offsets.to_numpy())
