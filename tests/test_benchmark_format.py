@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from format import BASELINES, SIDES, agreement, phase_of
+from format import agreement, phase_of
 
 from gymtrl.models.fingerprint import load_tokenizer
 
@@ -59,27 +56,3 @@ def test_what_a_check_needs_belongs_to_the_checks() -> None:
     check = ("/x/gymtrl/formats/checks.py", "check_row")
     assert phase_of({decoding, check}) == "checks"
     assert phase_of({decoding}) == "other"
-
-
-@pytest.mark.slow
-def test_the_quick_benchmark_writes_its_figures(gym_site_packages: Path, tmp_path: Path) -> None:
-    command = [sys.executable, BENCHMARKS / "format.py", gym_site_packages, "--quick"]
-    run = subprocess.run(
-        [*command, "--work", tmp_path / "work", "--out", tmp_path / "format.json"], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    text = (tmp_path / "format.json").read_text()
-    assert str(tmp_path) not in text and str(gym_site_packages) not in text
-    written = json.loads(text)
-    assert set(written["sides"]) == set(written["compared"]) == set(SIDES)
-    assert written["corpus"]["tokens"] > written["corpus"]["loss_tokens"] > 0
-    assert sum(written["phases"].values()) == pytest.approx(1, abs=0.02)
-    for name, rates in written["compared"].items():
-        assert set(rates) == {"rows_per_s", "tokens_per_s", *(f"times_as_fast_as_{base}" for base in BASELINES)}
-        assert written["sides"][name]["wall_s"] > written["sides"][name]["work_s"] > 0
-    for facts in written["agreement"].values():
-        assert facts["rows"] == facts["same_ids"] == written["corpus"]["rows"]
-        assert facts["unexplained"] == 0
-    assert written["agreement"]["trl"]["loss_on_line_break_after_turn"] >= written["corpus"]["rows"]
-    assert written["agreement"]["ours_engine"]["same_loss_tokens"] == written["corpus"]["rows"]
-    assert len(written["memory"]["rows"]) == 2
