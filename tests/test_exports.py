@@ -360,14 +360,13 @@ def one(line: int, **more: Any) -> dict[str, Any]:
 
 def test_tokens_of_groups_keep_log_probabilities_in_place(tmp_path: Path) -> None:
     columns = IDENTITY | COMPLETION | {"group": TEXT, "log_probs": pa.list_(pa.float64())}
-    failed = {"reward": None, "prompt_ids": None, "completion_ids": None, "completion_mask": None}
-    rows = [one(1, group="g", log_probs=[-0.5, 0.0]), one(2, group="g"), one(3, group="g", **failed)]
+    rows = [one(1, group="g", log_probs=[-0.5, 0.0]), one(2, group="g"), one(3, group="g", reward=None)]
     source = dataset(tmp_path / "grpo", "format grpo", columns, rows)
     folder = export_dataset(source, tmp_path / "out", TOKENS).path
-    assert reasons(folder) == {3: "no_tokens"}
-    first, second = pq.read_table(folder / "data" / "train-00000.parquet").to_pylist()
+    first, second, spoiled = pq.read_table(folder / "data" / "train-00000.parquet").to_pylist()
     assert (first["input_ids"], first["loss_mask"]) == ([1, 2, 3, 4], [0, 0, 1, 0])
     assert (first["log_probs"], second["log_probs"], first["group"]) == ([0.0, 0.0, -0.5, 0.0], None, "g")
+    assert spoiled["reward"] is None and spoiled["input_ids"] == [1, 2, 3, 4]
 
 
 def test_tokens_of_kto_keep_the_label_and_no_chat_format_takes_it(tmp_path: Path) -> None:

@@ -273,14 +273,27 @@ def recorded_from(row: Rollout, template: ModelTemplate, *, strip_end: bool = Fa
     return msgspec.structs.replace(row, recorded=tuple(calls))
 
 
-@pytest.mark.parametrize("strip_end", [False, True])
-def test_recorded_ids_agree_with_rendering(qwen: ModelTemplate, strip_end: bool) -> None:
+def test_recorded_ids_agree_with_rendering(qwen: ModelTemplate) -> None:
     rendered = tokenize(tool_loop(), qwen)
-    recorded = tokenize(recorded_from(tool_loop(), qwen, strip_end=strip_end), qwen)
+    recorded = tokenize(recorded_from(tool_loop(), qwen), qwen)
     assert isinstance(rendered, Tokenized) and isinstance(recorded, Tokenized)
     assert recorded.route == "recorded" and recorded.spans == rendered.spans
     end = rendered.spans[-1][1]  # the line break after the last turn was never part of a model call
     assert (recorded.input_ids, recorded.labels) == (rendered.input_ids[:end], rendered.labels[:end])
+
+
+def test_an_end_that_the_policy_did_not_write_is_not_trained(qwen: ModelTemplate) -> None:
+    # A template ends turns that hit a limit as well: the next prompt does not tell whether the policy did.
+    found = tokenize(recorded_from(tool_loop(), qwen, strip_end=True), qwen)
+    assert isinstance(found, Tokenized) and found.route == "template"
+    assert found.flags == ("recorded_ids_unused:recorded_turn_end_missing",)
+
+
+def test_dropped_reasoning_keeps_the_recorded_ids_of_those_who_did_not_think(qwen: ModelTemplate) -> None:
+    plain = tokenize(recorded_from(tool_loop(), qwen), qwen, reasoning="drop")
+    assert isinstance(plain, Tokenized) and (plain.route, plain.flags) == ("recorded", ())
+    thought = rollout([user("2 + 2?")], [assistant("<think>two and two</think>4")])
+    assert loss_parts(tokenize(thought, qwen, reasoning="drop"), qwen) == ["4<|im_end|>"]
 
 
 def test_foreign_recorded_ids_fall_back_to_rendering(qwen: ModelTemplate) -> None:

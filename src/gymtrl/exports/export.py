@@ -165,11 +165,8 @@ def _write_tokens(source: Source, split: str, folder: Path, tally: _Tally) -> No
     data.mkdir(exist_ok=True)
     with Shards(data, split, token_schema(source)) as shards:
         for made in token_rows(source, split):
-            if isinstance(made, list):
-                shards.write(made)
-                tally.written += 1
-            else:
-                tally.drop(split, *made)
+            shards.write(made)
+            tally.written += 1
             tally.next()
         if shards.rows:
             tally.rows[split] = shards.rows

@@ -10,7 +10,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .source import PAIR_PROVENANCE, ROW_PROVENANCE, Dropped, Source, provenance, rows
+from .source import PAIR_PROVENANCE, ROW_PROVENANCE, Source, rows
 
 IGNORED = -100
 
@@ -50,17 +50,15 @@ def token_schema(source: Source) -> pa.Schema:
     return pa.schema([(name, _TYPES[name]) for name in names if name != "part" or name in source.columns])
 
 
-def token_rows(source: Source, split: str) -> Iterator[list[dict[str, Any]] | tuple[dict[str, Any], Dropped]]:
-    """Yields for each row of a split its rows of tokens, or its provenance and why it has none.
+def token_rows(source: Source, split: str) -> Iterator[list[dict[str, Any]]]:
+    """Yields for each row of a split its rows of tokens.
 
     A pair becomes two rows with the same `pair`, its number within the split, of `side` `chosen` and `rejected`.
     """
     objective = source.objective
     named = PAIR_PROVENANCE if objective == "dpo" else ROW_PROVENANCE
     for number, row in enumerate(rows(source, split, [*_CONTENT[objective], *named])):
-        if any(row[name] is None for name in _CONTENT[objective] if name.endswith("_ids")):
-            yield provenance(row, named), Dropped("no_tokens", "the row holds no token ids")
-        elif objective == "dpo":
+        if objective == "dpo":
             yield [_side(row, number, side) for side in ("chosen", "rejected")]
         else:
             yield [{name: row.get(name) for name in ROW_PROVENANCE} | _whole(row, objective)]

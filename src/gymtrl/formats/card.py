@@ -223,9 +223,7 @@ def reward(prompts, completions, recorded_reward, **columns):
 def _script(objective: Objective, settings: FormatSettings, facts: Mapping[str, Any]) -> _Script | None:
     """The script of an objective; `None` where training needs a running Gym."""
     if objective == "dpo":
-        # The messages hold the reasoning that was taken out of the tokens.
-        plain = facts["kind"] == "first_divergence" and settings.reasoning != "drop"
-        return _DPO_PLAIN if plain else _DPO_TOKENS
+        return _DPO_PLAIN if facts["plain_trl"] else _DPO_TOKENS
     scripts = {"sft": _SFT, "sft_images": _SFT_IMAGES, "reward": _REWARD, "kto": _KTO, "grpo_groups": _GROUPS}
     return scripts.get(objective)
 
@@ -241,8 +239,8 @@ configs:
 
 # {title} dataset from NeMo Gym rollouts
 
-{rows} rows, {tokens:,} tokens, of which {loss_tokens:,} carry loss; the longest sequence has {longest:,} tokens. Made
-for the tokenizer and chat template of `{model}`; the tokens fit no other.
+{rows} rows, {tokens:,} tokens{loss}; the longest sequence has {longest:,} tokens. Made for the tokenizer and chat
+template of `{model}`; the tokens fit no other.
 
 ```python
 from datasets import load_dataset
@@ -275,8 +273,8 @@ _HOW: dict[Objective, str] = {
     "sft_images": "The model's processor makes `input_ids` of `text` and `images`, and `labels` fit them; "
     "`train_with_trl.py` hands both to TRL's `SFTTrainer`. TRL's own collator takes the messages instead: it shows no "
     f"tools and may train what the template writes behind a turn. {_LOSS}",
-    "dpo": "`prompt_ids`, `chosen_ids`, `rejected_ids` and the two masks are what `gymtrl.TokenDPOTrainer` takes; of "
-    f"pairs of single turns plain TRL may take the messages. `train_with_trl.py` shows how. {_LOSS}",
+    "dpo": "`prompt_ids`, `chosen_ids`, `rejected_ids` and the two masks are what `gymtrl.TokenDPOTrainer` takes. "
+    f"`train_with_trl.py` shows how: with TRL alone where it gets the same tokens from the messages. {_LOSS}",
     "reward": "`chosen_ids` and `rejected_ids` are whole conversations, ready for TRL's `RewardTrainer`; "
     "`train_with_trl.py` shows how.",
     "kto": "`prompt_ids`, `completion_ids`, `completion_mask` and `label` are what `gymtrl.TokenKTOTrainer` takes, "
@@ -380,7 +378,7 @@ def write_card(
         title=_TITLES[objective],
         rows=", ".join(f"{result.rows[split]:,} {split}" for split in present),
         tokens=result.tokens,
-        loss_tokens=result.loss_tokens,
+        loss=f", of which {result.loss_tokens:,} carry loss" if result.loss_tokens else "",
         longest=result.longest,
         model=settings.model,
         how=_HOW[objective],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -127,9 +128,10 @@ def turn_problem(text: str, message: Message, scaffolds: frozenset[str], reasoni
         if not found:
             return Refusal("loss_text_differs", "the trained tokens do not hold the text of the assistant turn")
         rest = before + after
+    for name, count in Counter(call.name for call in message.tool_calls).items():
+        if rest.count(name) < count:
+            return Refusal("loss_text_differs", f"the trained tokens do not hold {count} calls of '{name}'")
     for call in message.tool_calls:
-        if call.name not in rest:
-            return Refusal("loss_text_differs", f"the trained tokens do not hold the call of '{call.name}'")
         for spellings in argument_texts(call.arguments):
             if not any(_normal(spelling) in rest for spelling in spellings):
                 return Refusal("loss_text_differs", f"the trained tokens miss an argument of '{call.name}'")
@@ -157,13 +159,11 @@ def lost_text(rendering: str, example: Example) -> Refusal | None:
             shown = parts[-1:] if message.role == "assistant" and number < len(example.prompt) else parts
             if not all(part in whole for part in shown):
                 return Refusal("text_lost", f"the text of a {message.role} message is not in the rendering")
-        for call in message.tool_calls:
-            if call.name not in whole:
-                return Refusal("text_lost", f"the call of '{call.name}' is not in the rendering")
-    for tool in example.tools:
-        name = tool.get("function", {}).get("name", "")
-        if name not in whole:
-            return Refusal("text_lost", f"the declaration of tool '{name}' is not in the rendering")
+    declared = [tool.get("function", {}).get("name", "") for tool in example.tools]
+    called = [call.name for message in example.messages for call in message.tool_calls]
+    for name, count in Counter([*declared, *called]).items():
+        if whole.count(name) < count:
+            return Refusal("text_lost", f"of the declaration and the calls of '{name}' not all are in the rendering")
     return None
 
 

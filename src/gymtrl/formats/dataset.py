@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 Objective = Literal["sft", "sft_images", "dpo", "reward", "kto", "grpo_prompts", "grpo_groups"]
 
 ROWS_A_GROUP = 256
+BYTES_A_GROUP = 64_000_000
+"""Roughly; memory must not grow with the rows' length, and Arrow reads no more than 2 GB of a nested column at once."""
+
 _LONG = re.compile(r"\d{19}")
 _encode = msgspec.json.Encoder().encode
 
@@ -180,13 +183,15 @@ class ParquetRows:
         self._collected = collected
         self._stored = stored or collected
         self._buffer: list[dict[str, Any]] = []
+        self._size = 0
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row: column name → value."""
         self._buffer.append(row)
         self.rows += 1
-        if len(self._buffer) >= ROWS_A_GROUP:
+        self._size += sum(_size(value) for value in row.values())
+        if len(self._buffer) >= ROWS_A_GROUP or self._size >= BYTES_A_GROUP:
             self._flush()
 
     def _flush(self) -> None:
@@ -199,6 +204,7 @@ class ParquetRows:
             self._writer = pq.ParquetWriter(self.files[-1], self._stored, compression="zstd")
         self._writer.write_table(table)
         self._buffer.clear()
+        self._size = 0
         if self._numbered and self.files[-1].stat().st_size > BYTES_A_SHARD:
             self._close()
 
@@ -221,6 +227,17 @@ class ParquetRows:
         if kind is None and self._numbered:
             total = len(self.files)
             self.files = [file.rename(file.with_stem(f"{file.stem}-of-{total:05d}")) for file in self.files]
+
+
+def _size(value: Any) -> int:
+    """Bytes that a value takes, roughly."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    if isinstance(value, list):
+        return 8 * len(value) if value and isinstance(value[0], int | float) else sum(map(_size, value))
+    return 8
 
 
 def dumped(items: list[dict[str, Any]]) -> list[str]:

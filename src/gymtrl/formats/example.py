@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 from gymtrl.rollouts.record import Message, RecordedTurn, Rollout
+
+_LEADING_THOUGHT = re.compile(r"\A\s*(?:<think>)?.*?</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -86,24 +89,23 @@ def holds_images(example: Example | Rollout) -> bool:
 
 
 def without_reasoning(example: Example) -> Example:
-    """The example with the reasoning of all turns taken out."""
-    prompt, completion = (
-        tuple(replace_reasoning(message) for message in messages) for messages in (example.prompt, example.completion)
-    )
+    """The example with the reasoning of all turns taken out; as it is where there is none."""
+    prompt, completion = (tuple(map(_unthinking, side)) for side in (example.prompt, example.completion))
+    if (prompt, completion) == (example.prompt, example.completion):
+        return example
     return replace(example, prompt=prompt, completion=completion, recorded=())
 
 
-def replace_reasoning(message: Message) -> Message:
-    """The message without its reasoning."""
-    if message.reasoning_content is None:
+def replace_reasoning(message: Message, content: str | None = None) -> Message:
+    """The message without its reasoning, and with another text where one is given."""
+    text = message.content if content is None else content
+    if message.reasoning_content is None and text == message.content:
         return message
-    return Message(
-        message.role,
-        message.content,
-        message.images,
-        None,
-        message.tool_calls,
-        message.tool_call_id,
-        message.name,
-        message.image_offsets,
-    )
+    calls, answers = message.tool_calls, message.tool_call_id
+    return Message(message.role, text, message.images, None, calls, answers, message.name, message.image_offsets)
+
+
+def _unthinking(message: Message) -> Message:
+    """The message without its reasoning, and without a block of think tags that its text begins with."""
+    thinks = message.role == "assistant" and "</think>" in message.content
+    return replace_reasoning(message, _LEADING_THOUGHT.sub("", message.content) if thinks else None)

@@ -69,7 +69,7 @@ def _format_prompts(
         account = Account(draft, choice.unused)
         for prompt in choice.prompts:
             example = whole(read_rollout(prompt.candidate.origin))
-            ids = tokenize_prompt(example, template)
+            ids = tokenize_prompt(example, template, reasoning=settings.reasoning)
             if isinstance(ids, list) and limit is not None and len(ids) >= limit:
                 ids = Refusal("too_long", f"{len(ids)} tokens in the prompt, {limit} fit with the answer")
             if isinstance(ids, Refusal):

@@ -89,9 +89,11 @@ def tokenize_all(
     ]
 
 
-def tokenize_prompt(example: Example, template: ModelTemplate) -> list[int] | Refusal:
+def tokenize_prompt(example: Example, template: ModelTemplate, *, reasoning: Reasoning = "keep") -> list[int] | Refusal:
     """Token ids of what is sent to a model that is to answer the example's prompt, or why that cannot be shown."""
     asked = dataclasses.replace(example, completion=(), recorded=(), truncated=False)
+    if reasoning == "drop":
+        asked = without_reasoning(asked)
     unfit = _unfit(asked, template) or _without_tools(asked, template)
     if unfit is not None:
         return unfit
@@ -116,7 +118,9 @@ def _render(
         return unfit
     flags: list[str] = []
     if reasoning == "drop":
-        example = without_reasoning(example)
+        given, example = example, without_reasoning(example)
+        if given.recorded and not example.recorded:
+            flags.append("recorded_ids_unused:reasoning_dropped")
     if recorded != "never" and example.recorded:
         found = _recorded(example, template)
         problem = found if isinstance(found, Refusal) else check_row(found, example, template, "template")
@@ -282,8 +286,10 @@ def _text_problem(
     for (start, end), position in zip(rendering.spans, example.turn_positions(), strict=True):
         message = example.messages[position]
         trained = rendering.text[start:end]
-        mark = next(mark for mark in template.end_marks if trained.endswith(mark))
-        if mark in trained[: -len(mark)]:
+        body = trained
+        while mark := next((mark for mark in template.end_marks if body.endswith(mark)), ""):
+            body = body.removesuffix(mark)
+        if any(mark in body for mark in template.end_marks):
             return Refusal("turn_end_inside", "the token that ends a turn stands inside an assistant turn")
         if template.header and trained.startswith(template.header):
             # The server's prompt ends without a header, and the template writes one once there is an answer.

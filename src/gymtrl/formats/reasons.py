@@ -111,7 +111,7 @@ CHOICE_DROPS: dict[str, Drop] = {
     "both_good_and_bad": Drop(
         "The same completion of the task was good once and bad once.", "Look whether the verifier can be trusted."
     ),
-    "duplicate_completion": Drop("The same completion of the same task stands in an earlier line.", NO_REMEDY),
+    "duplicate_completion": Drop("The same completion of the same task stands in another line.", NO_REMEDY),
     "near_duplicate": Drop("A filter found it to be nearly one that it kept.", NO_REMEDY),
     "margin_too_small": Drop("Every reward on the other side is too near.", "Lower --margin."),
     "not_paired": Drop("Other rollouts of the task make its pairs.", "Raise --pairs-per-task."),

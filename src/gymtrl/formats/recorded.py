@@ -31,9 +31,9 @@ def read_recorded(example: Example, template: ModelTemplate) -> Tokenized | Refu
             return Refusal("recorded_foreign_ids", "recorded ids are not of this tokenizer")
         if not _continues(ids, prompt):
             return Refusal("recorded_not_prefix", "a recorded prompt does not continue the call before it")
-        if spans and ids[-1] not in template.end_ids and prompt[len(ids)] in template.end_ids:
-            # The server stripped the turn's end from what it returned; the next prompt proves that it was there.
-            spans[-1] = (spans[-1][0], len(ids) + 1)
+        if spans and ids[-1] not in template.end_ids:
+            # The next prompt shows an end, but templates end turns that hit a limit as well.
+            return Refusal("recorded_turn_end_missing", "the recorded ids of a turn stop before its end")
         ids = prompt + generation
         spans.append((len(prompt), len(ids)))
         # What was generated was generated: whether the message shows its reasoning does not matter.

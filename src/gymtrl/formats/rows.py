@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gymtrl.formats.checks import Refusal, Tokenized
-from gymtrl.formats.example import Example, by_call, by_query, whole
+from gymtrl.formats.example import Example, by_call, by_query, whole, without_reasoning
 from gymtrl.formats.masks import NOT_PRESERVING, tokenize_all
 from gymtrl.formats.recorded import by_history
 from gymtrl.formats.settings import Reasoning
@@ -66,8 +66,7 @@ def _recorded_rows(
     """Rows of recorded ids, or why these cannot be used; `None` where there are none."""
     made: list[list[Row] | Refusal | None] = []
     for example in examples:
-        thinks = any(message.reasoning_content for message in (*example.prompt, *example.completion))
-        if not example.recorded or (reasoning == "drop" and thinks):
+        if not example.recorded or (reasoning == "drop" and not without_reasoning(example).recorded):
             made.append(None)
             continue
         parts = by_history(example)

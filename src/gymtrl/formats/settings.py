@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from gymtrl.selection.settings import Band
 
@@ -142,3 +142,11 @@ class FormatGrpoSettings(FromPoolSettings):
         description="Groups: rollouts of each. Unset: the most frequent size of groups whose rewards differ",
         json_schema_extra={"source": "GRPOTrainer takes groups of one size"},
     )
+
+    @model_validator(mode="after")
+    def _nothing_of_the_other_kind(self) -> Self:
+        unused = {"prompts": {"group_size"}, "groups": {"pass_rate", "zero_share", "reward_threshold"}}[self.kind]
+        given = sorted(name for name in unused & self.model_fields_set if getattr(self, name) is not None)
+        if given:
+            raise ValueError(f"{given[0]} has no effect on {self.kind}: leave it out, or choose the other kind")
+        return self

@@ -71,6 +71,8 @@ def _melting(texts: Sequence[tuple[str, tuple[Span, ...]]], template: ModelTempl
 
 def _at_once(text: str, spans: Iterable[Span], template: ModelTemplate) -> tuple[list[int], tuple[Span, ...]] | None:
     """For tokenizers that begin every text in a way of their own; a turn has to begin with a token there as well."""
+    if not template.tokenizer.is_fast:  # it does not tell where its tokens stand in the text
+        return None
     encoded = template.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     starts: dict[int, int] = {}
     ends: dict[int, int] = {}

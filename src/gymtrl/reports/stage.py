@@ -31,7 +31,7 @@ def render_manifest(folder: Path, manifest: Manifest, console: Console | None = 
         console.print(split_line(manifest.extra["rollouts"], manifest.extra["kept_tasks"]))
     for key, value in manifest.extra.items():
         if isinstance(value, str | int | float) and not _is_hash(value):
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            shown = f"{value:.4g}" if isinstance(value, float) else plain(str(value))
             console.print(f"{escape(key.replace('_', ' '))}: {escape(shown)}", soft_wrap=True)
     console.print(f"[green]→[/] {escape(str(folder))}", soft_wrap=True)
 

@@ -184,6 +184,11 @@ def _of_rollouts(
     source: Path, work: Path, reward_threshold: float | None, on_bytes: Callable[[int], object] | None
 ) -> Pool:
     settings = FilterSettings()
+    if source.suffix == ".parquet" and source.is_file() and "split" in pl.read_parquet_schema(source):
+        raise UserError(
+            f"{source} is the table of a filter, which says what is held out",
+            remedy=f"name the folder: {source.parent}",
+        )
     rows = open_source([source], work, settings, on_bytes).rows
     state = choose(rows, settings).state
     thresholds = find_thresholds(rows.filter(pl.col("verdict").is_in(["ok", "context"])), reward_threshold)
