@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gymtrl.formats.checks import Refusal
+from gymtrl.formats.example import whole
+from gymtrl.formats.masks import tokenize
 from gymtrl.formats.rows import rows_of
 from gymtrl.formats.templates import ModelTemplate, model_template
 from gymtrl.rollouts.reader import read_lines
@@ -253,7 +255,9 @@ def outcome(rollout: Rollout, template: ModelTemplate) -> str:
     if isinstance(made, Refusal):
         return REFUSALS[made.reason][0]
     flags = {flag for row in made for flag in row.tokens.flags}
-    return " ".join([str(len(made)), *(short for flag, short in REMARKS.items() if flag in flags)])
+    apart = isinstance(tokenize(whole(rollout), template), Refusal)
+    remarks = [short for flag, short in REMARKS.items() if flag in flags]
+    return " ".join([str(len(made)), *remarks, *(["s"] if apart else [])])
 
 
 REMARKS = {"thinking_off": "off", "developer_as_system": "sys"}
