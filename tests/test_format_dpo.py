@@ -168,3 +168,36 @@ def test_a_side_that_is_too_long_drops_the_pair_but_not_the_partner(tmp_path: Pa
     result = format_dpo(source, tmp_path / "out", settings)
     assert lines(rows_of(result.path)) == [(1, 2)] and why(result.path) == {3: "too_long"}
     assert result.longest <= 64
+
+
+@pytest.mark.parametrize("pairs_per_task", [1, 2])
+def test_a_refused_pair_gives_way_to_the_next_best_of_its_task(
+    tmp_path: Path, smollm2_tools_dir: Path, pairs_per_task: int
+) -> None:
+    # The nearest in length to the best are those that did the same, and were shown something else.
+    rows = [
+        tool_row("Weigh it.", [("stone", "SCALES-3")], "Light.", 1.0),
+        tool_row("Weigh it.", [("stone", "SCALES-9")], "Heavy.", 0.0, repeat=1),
+        tool_row("Weigh it.", [("stone", "SCALES-8")], "Heavy!", 0.0, repeat=2),
+        tool_row("Weigh it.", [("feather", "SCALES-1")], "A feather: very light.", 0.0, repeat=3),
+        tool_row("Weigh it.", [("feather", "SCALES-2")], "A feather, that is: light, yes.", 0.0, repeat=4),
+        # No pair of these can be used, and none of them is left out for another.
+        *(
+            tool_row("And this?", [("stone", f"SCALES-{i}")], f"It is {i}.", float(i < 2), index=1, repeat=i)
+            for i in range(4)
+        ),
+    ]
+    source = write_rows(tmp_path / "rollouts.jsonl", rows)
+    settings = FormatDpoSettings(model=str(smollm2_tools_dir), pairs_per_task=pairs_per_task)
+    tried: list[None] = []
+    result = format_dpo(source, tmp_path / "out", settings, on_row=lambda: tried.append(None))
+    environment = "diverges_in_environment"
+    expected = dict.fromkeys((2, 3, 6, 7, 8, 9), environment)
+    if pairs_per_task == 1:
+        assert lines(rows_of(result.path)) == [(1, 4)]
+        expected[5] = "not_paired"
+        assert len(tried) == 3 + 4
+    else:
+        assert lines(rows_of(result.path)) == [(1, 4), (1, 5)]
+    assert why(result.path) == expected
+    assert result.counts.read == len(rows) == result.counts.written + len(expected)

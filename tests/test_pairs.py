@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from gymtrl.errors import UserError
@@ -59,6 +61,35 @@ def test_binary_rewards_are_matched_by_length(tmp_path: Path) -> None:
     assert (choice.strategy, choice.margin) == ("length_matched", 0.5)
     assert lines(choice) == [(3, 2)]
     assert unused(choice) == {1: "not_paired", 4: "not_paired"}
+
+
+def test_the_margin_of_binary_rewards_is_half_their_range(tmp_path: Path) -> None:
+    # What is neither good nor bad does not count.
+    rows = [row("q", "right", 0.9), row("q", "wrong", 0.6, repeat=1), row("q", "unmeasured", None, repeat=2)]
+    path = write_rows(tmp_path / "rollouts.jsonl", rows)
+    pool = open_pool(path, tmp_path, reward_threshold=0.8)
+    assert pool.is_binary()
+    choice = choose_pairs(pool, PairRules())
+    assert lines(choice) == [(1, 2)] and choice.margin == pytest.approx(0.15)
+    assert choose_pairs(pool, PairRules("max_min")).margin == 0
+    unknown = pool.rows.vstack(pool.rows.with_columns(reward=pl.lit(0.1), good=pl.lit(None, pl.Boolean)))
+    assert replace(pool, rows=unknown).is_binary()
+
+
+def test_tasks_without_a_pair_go_through_the_others_once(tmp_path: Path) -> None:
+    task = [("g1", 1.0), ("g2", 1.0), ("b1", 0.0), ("b2", 0.0)]
+    choice = choose_pairs(pool_of(tmp_path, task, task, [("g", 1.0), ("b", 0.0)]), PairRules())
+    first, second, third = choice.pairs
+    assert list(choice.others({third.task})) == [] == list(choice.others(set()))
+    tasks = {first.task, second.task}
+    rounds = choice.others(tasks)
+    tried = next(rounds)
+    assert [pair.task for pair in tried] == [first.task, second.task]
+    tasks.discard(first.task)
+    tried += [pair for pairs in rounds for pair in pairs]
+    assert [pair.task for pair in tried] == [first.task] + 3 * [second.task]
+    found = {(pair.chosen.line, pair.rejected.line) for pair in (second, *tried[1:])}
+    assert found == {(5, 7), (5, 8), (6, 7), (6, 8)}
 
 
 def test_every_line_is_used_or_has_its_reason(tmp_path: Path) -> None:

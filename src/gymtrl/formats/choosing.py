@@ -35,15 +35,15 @@ class Account:
 
     Args:
         draft (`DatasetDraft`): Takes the drops.
-        unused (`pl.DataFrame`): Lines that were not chosen, as `Pool.unused` gives them.
+        unused (`pl.DataFrame`): Lines that were not chosen, as `Pool.unused` gives them; those that are used or refused
+            all the same do not count.
     """
 
     def __init__(self, draft: DatasetDraft, unused: pl.DataFrame) -> None:
         self._draft = draft
+        self._unused = unused
         self._used: set[tuple[str, int]] = set()
         self._refused: dict[tuple[str, int], tuple[Candidate, Refusal]] = {}
-        for row_id, file, line, split, reason in unused.iter_rows():
-            draft.drop(split, Identity(row_id, file, line, None, None, None), Refusal(reason, words_for(reason)))
 
     def use(self, candidate: Candidate) -> None:
         """Notes that a line stands behind a row."""
@@ -56,6 +56,10 @@ class Account:
     def close(self) -> None:
         """Drops the lines that stand behind no row."""
         self._draft.use(len(self._used))
+        for row_id, file, line, split, reason in self._unused.iter_rows():
+            if (file, line) not in self._used and (file, line) not in self._refused:
+                identity = Identity(row_id, file, line, None, None, None)
+                self._draft.drop(split, identity, Refusal(reason, words_for(reason)))
         for place, (candidate, refusal) in self._refused.items():
             if place not in self._used:
                 self._draft.drop(candidate.side, identity_of(candidate), refusal)

@@ -6,8 +6,9 @@ Run as: gymtrl format dpo FILTERED -o DATASET --model MODEL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gymtrl.formats.templates import ModelTemplate, model_template, to_chat
 from gymtrl.models.fingerprint import load_tokenizer
 from gymtrl.selection.divergence import first_divergence
 from gymtrl.selection.lines import read_rollout
-from gymtrl.selection.pairs import Pair, PairChoice, PairRules, choose_pairs
+from gymtrl.selection.pairs import Pair, PairRules, choose_pairs
 
 _BATCH = 32
 """Pairs whose texts are tokenized together."""
@@ -106,16 +107,20 @@ def _format(
     with dataset_folder(source, out, f"format {objective}", objective, settings, template) as draft:
         pool, choice = chosen_from(source, settings.reward_threshold, lambda pool: choose_pairs(pool, rules))
         account = Account(draft, choice.unused)
-        for pair, made in _made(choice, template, settings, kind):
-            if isinstance(made, Refusal):
-                account.refuse(pair.chosen, made)
-                account.refuse(pair.rejected, made)
-            else:
-                put(draft, pair, made)
-                account.use(pair.chosen)
-                account.use(pair.rejected)
-            if on_row is not None:
-                on_row()
+        without = {pair.task for pair in choice.pairs}
+        # Whether a pair can be used shows in its texts: tasks that have none by then try their next best.
+        for pairs in chain([choice.pairs], choice.others(without)):
+            for pair, made in _made(pairs, template, settings, kind):
+                if isinstance(made, Refusal):
+                    account.refuse(pair.chosen, made)
+                    account.refuse(pair.rejected, made)
+                else:
+                    put(draft, pair, made)
+                    account.use(pair.chosen)
+                    account.use(pair.rejected)
+                    without.discard(pair.task)
+                if on_row is not None:
+                    on_row()
         account.close()
         draft.facts |= {
             "threshold": pool.threshold,
@@ -129,11 +134,11 @@ def _format(
 
 
 def _made(
-    choice: PairChoice, template: ModelTemplate, settings: PairSettings, kind: PairKind
+    chosen: Sequence[Pair], template: ModelTemplate, settings: PairSettings, kind: PairKind
 ) -> Iterator[tuple[Pair, _Made | Refusal]]:
     limit = longest_row(settings)
     recorded: Recorded = "never" if settings.use_recorded_ids == "never" else "auto"
-    for pairs in batches(choice.pairs, _BATCH):
+    for pairs in batches(chosen, _BATCH):
         sides = [_sides(pair, kind) for pair in pairs]
         ready = [pair for pair in sides if isinstance(pair, _Sides)]
         made = _tokenized(ready, template, settings, recorded)

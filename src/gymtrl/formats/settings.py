@@ -84,7 +84,8 @@ class PairSettings(FromPoolSettings):
     margin: float | None = Field(
         default=None,
         ge=0.0,
-        description="Least gap between the two rewards. Unset: 0.5 where rewards are binary, else 0.2",
+        description="Least gap between the two rewards. Unset: 0 for max_min, half their range where rewards are "
+        "binary (0.5 for 0 and 1), else 0.2",
         json_schema_extra={"source": "ours"},
     )
 

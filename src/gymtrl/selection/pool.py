@@ -110,8 +110,8 @@ class Pool:
             raise UserError(self.threshold_why, remedy="pass --reward-threshold, the lowest reward that is good")
 
     def is_binary(self) -> bool:
-        """Whether the rewards that can be used take two values at most."""
-        return self.rows.filter(pl.col("reason").is_null())["reward"].n_unique() <= 2
+        """Whether the rewards that can be used, and are known to be good or bad, take two values at most."""
+        return self.rows.filter(pl.col("reason").is_null(), pl.col("good").is_not_null())["reward"].n_unique() <= 2
 
     def candidates(self, indexes: Iterable[int]) -> list[Candidate]:
         """The candidates of some row numbers, in that order."""
