@@ -201,3 +201,24 @@ def test_a_refused_pair_gives_way_to_the_next_best_of_its_task(
         assert lines(rows_of(result.path)) == [(1, 4), (1, 5)]
     assert why(result.path) == expected
     assert result.counts.read == len(rows) == result.counts.written + len(expected)
+
+
+def test_plain_trl_is_offered_only_where_it_gets_the_same_tokens(
+    tmp_path: Path, smollm2_tools_dir: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def script(name: str, good: dict[str, Any], bad: dict[str, Any]) -> str:
+        source = write_rows(tmp_path / f"{name}.jsonl", [good, bad])
+        settings = FormatDpoSettings(model=str(smollm2_tools_dir))
+        return (format_dpo(source, tmp_path / name, settings).path / "train_with_trl.py").read_text()
+
+    def asked(made: dict[str, Any]) -> dict[str, Any]:
+        said = {"role": "developer", "content": "Answer in words only."}
+        made["responses_create_params"]["input"].insert(0, said)
+        return made
+
+    def sides() -> tuple[dict[str, Any], dict[str, Any]]:
+        return tool_row("Weigh it.", [], "Four.", 1.0), tool_row("Weigh it.", [], "Five.", 0.0)
+
+    assert "DPOTrainer" in script("plain", *sides()) and "TokenDPOTrainer" not in script("plain2", *sides())
+    assert "TokenDPOTrainer" in script("developer", *map(asked, sides()))
+    assert "TokenDPOTrainer" in script("recorded", *(recorded(side, tokenizer) for side in sides()))

@@ -7,7 +7,7 @@ Run as: gymtrl format dpo FILTERED -o DATASET --model MODEL
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gymtrl.formats.dataset import as_view, dumped, record_of
 from gymtrl.formats.example import Example, whole
 from gymtrl.formats.folder import DatasetDraft, FormatResult, dataset_folder
 from gymtrl.formats.masks import Recorded, loss_mask, tokenize_all
+from gymtrl.formats.plain import is_plain
 from gymtrl.formats.settings import FormatDpoSettings, FormatRewardSettings, PairKind, PairSettings
 from gymtrl.formats.source import longest_row
 from gymtrl.formats.templates import ModelTemplate, model_template, to_chat
@@ -47,12 +48,16 @@ class _Sides:
 
 @dataclass(frozen=True)
 class _Made:
-    """A pair with its tokens; the first `prompt` of them are the same on both sides."""
+    """A pair with its tokens; the first `prompt` of them are the same on both sides.
+
+    `plain` says that TRL makes the same tokens of the messages.
+    """
 
     sides: _Sides
     chosen: Tokenized
     rejected: Tokenized
     prompt: int
+    plain: bool
 
 
 def format_dpo(
@@ -107,6 +112,7 @@ def _format(
     with dataset_folder(source, out, f"format {objective}", objective, settings, template) as draft:
         pool, choice = chosen_from(source, settings.reward_threshold, lambda pool: choose_pairs(pool, rules))
         account = Account(draft, choice.unused)
+        plain = kind == "first_divergence"  # whole trajectories hold what TRL does not mask
         without = {pair.task for pair in choice.pairs}
         # Whether a pair can be used shows in its texts: tasks that have none by then try their next best.
         for pairs in chain([choice.pairs], choice.others(without)):
@@ -116,6 +122,7 @@ def _format(
                     account.refuse(pair.rejected, made)
                 else:
                     put(draft, pair, made)
+                    plain = plain and made.plain
                     account.use(pair.chosen)
                     account.use(pair.rejected)
                     without.discard(pair.task)
@@ -128,6 +135,7 @@ def _format(
             "strategy": choice.strategy,
             "margin": choice.margin,
             "kind": kind,
+            "plain_trl": plain,
         }
     assert draft.result is not None
     return draft.result
@@ -147,11 +155,19 @@ def _made(
         if recorded == "auto" and again:
             rendered = _tokenized([ready[i] for i in again], template, settings, "never")
             for i, entry in zip(again, rendered, strict=True):
-                made[i] = entry
+                made[i] = _noted(entry)
         found = iter(made)
         for pair, given in zip(pairs, sides, strict=True):
             entry = given if isinstance(given, Refusal) else next(found)
             yield pair, _fitting(entry, limit)
+
+
+def _noted(made: _Made | Refusal) -> _Made | Refusal:
+    if isinstance(made, Refusal):
+        return made
+    flag = f"recorded_ids_unused:{_DIFFERS}"
+    chosen, rejected = (replace(side, flags=(flag, *side.flags)) for side in (made.chosen, made.rejected))
+    return replace(made, chosen=chosen, rejected=rejected)
 
 
 def _sides(pair: Pair, kind: PairKind) -> _Sides | Refusal:
@@ -173,11 +189,14 @@ def _tokenized(
     examples = [example for pair in sides for example in (pair.chosen, pair.rejected)]
     tokens = tokenize_all(examples, template, reasoning=settings.reasoning, recorded=recorded)
     return [
-        _paired(pair, chosen, rejected) for pair, chosen, rejected in zip(sides, tokens[::2], tokens[1::2], strict=True)
+        _paired(pair, chosen, rejected, template)
+        for pair, chosen, rejected in zip(sides, tokens[::2], tokens[1::2], strict=True)
     ]
 
 
-def _paired(sides: _Sides, chosen: Tokenized | Refusal, rejected: Tokenized | Refusal) -> _Made | Refusal:
+def _paired(
+    sides: _Sides, chosen: Tokenized | Refusal, rejected: Tokenized | Refusal, template: ModelTemplate
+) -> _Made | Refusal:
     if isinstance(chosen, Refusal):
         return chosen
     if isinstance(rejected, Refusal):
@@ -188,7 +207,8 @@ def _paired(sides: _Sides, chosen: Tokenized | Refusal, rejected: Tokenized | Re
         return Refusal(_DIFFERS, "the tokens of the common prompt differ between the two sides")
     if chosen.input_ids == rejected.input_ids:
         return Refusal("same_tokens", "the two sides have the same tokens")
-    return _Made(sides, chosen, rejected, prompt)
+    plain = is_plain(sides.chosen, chosen, template) and is_plain(sides.rejected, rejected, template)
+    return _Made(sides, chosen, rejected, prompt, plain)
 
 
 def _fitting(made: _Made | Refusal, limit: int | None) -> _Made | Refusal:
@@ -239,7 +259,7 @@ def _write(draft: DatasetDraft, pair: Pair, made: _Made, kind: PairKind, tokens:
     draft.write(
         pair.chosen.side,
         row,
-        routes=[tokens.route for tokens in sequences],
-        lengths=[len(tokens.input_ids) for tokens in sequences],
-        loss_tokens=sum(sum(loss_mask(tokens)) for tokens in sequences),
+        routes=[side.route for side in sequences],
+        lengths=[len(side.input_ids) for side in sequences],
+        loss_tokens=sum(sum(ids) for name, ids in tokens.items() if name.endswith("_mask")),
     )
