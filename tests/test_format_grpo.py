@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gymtrl import FormatGrpoSettings, format_grpo
 from rows import row, write_rows
-from tool_rows import TOOL, recorded, tool_row
+from tool_rows import TOOL, cut, recorded, tool_row
 
 COLLECTED = Path(__file__).parent / "data" / "reasoning-gym-8x.jsonl"
 
@@ -97,6 +97,41 @@ def test_collected_groups_hold_what_was_recorded(tmp_path: Path, smollm2_dir: Pa
     assert len(groups) > 8 and result.facts["with_log_probs"] == 6 * len(groups)
     for rewards in groups.values():
         assert len(rewards) == 6 and len(set(rewards)) > 1
+
+
+def test_what_was_cut_off_counts_in_its_group(tmp_path: Path, smollm2_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    result = format_grpo(COLLECTED, tmp_path / "out", FormatGrpoSettings(model=str(smollm2_dir), kind="groups"))
+    rollouts, groups = collected(), defaultdict(list)
+    for entry in rows_of(result.path):
+        groups[entry["group"]].append(entry["reward"])
+        (item,) = rollouts[entry["line"]]["response"]["output"]
+        assert entry["completion_ids"] == item["generation_token_ids"] and set(entry["completion_mask"]) == {1}
+        is_cut = rollouts[entry["line"]]["response"]["incomplete_details"] is not None
+        assert (entry["completion_ids"][-1] == tokenizer.eos_token_id) is not is_cut
+    # Every task whose rewards differ, with all its rollouts.
+    rewards = defaultdict(list)
+    for rollout in rollouts.values():
+        rewards[rollout["_ng_task_index"]].append(rollout["reward"])
+    differing = sorted(sorted(given) for given in rewards.values() if len(set(given)) > 1)
+    assert sorted(sorted(given) for given in groups.values()) == differing and len(differing) == 15
+    assert result.facts["group_size"] == 8 and result.counts.dropped == {"no_variance": 8}
+
+
+@pytest.mark.parametrize("ids", ["none", "never", "other"])
+def test_what_was_cut_off_is_never_rendered(
+    ids: str, tmp_path: Path, smollm2_tools_dir: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    made = [tool_row(f"Weigh {i // 2}.", [], "heavy", float(i % 2), index=i // 2, repeat=i % 2) for i in range(4)]
+    made[1] = cut(made[1] if ids == "none" else recorded(made[1], tokenizer))
+    if ids == "other":
+        made[1]["response"]["output"][0]["generation_token_ids"][0] = tokenizer.encode("light")[0]
+    settings = FormatGrpoSettings(
+        model=str(smollm2_tools_dir), kind="groups", use_recorded_ids="never" if ids == "never" else "auto"
+    )
+    result = format_grpo(write_rows(tmp_path / "rollouts.jsonl", made), tmp_path / "out", settings)
+    assert [entry["line"] for entry in rows_of(result.path)] == [3, 4]
+    assert {line: reason for line, (reason, _) in dropped(result.path).items()} == {1: "truncated", 2: "truncated"}
 
 
 @pytest.mark.parametrize("stripped", [False, True])

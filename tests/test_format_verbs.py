@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gymtrl import (
     FilterSettings,
@@ -32,7 +33,7 @@ from gymtrl import (
 from gymtrl.formats.source import format_inputs
 from gymtrl.workspace.artefact import up_to_date
 from rows import row, write_rows
-from tool_rows import cut, tool_row
+from tool_rows import cut, recorded, tool_row
 
 COLLECTED = Path(__file__).parent / "data" / "reasoning-gym-8x.jsonl"
 
@@ -53,7 +54,7 @@ def make(name: str, source: Path, out: Path, model: Path, **settings: Any) -> An
     return verb(source, out, kind(model=str(model), **fixed | settings))
 
 
-def tasks(number: int = 12) -> list[dict[str, Any]]:
+def tasks(tokenizer: PreTrainedTokenizerBase, number: int = 12) -> list[dict[str, Any]]:
     """Tasks with two good and two bad rollouts, and one each that was cut off, is spoiled, and has no reward."""
     made = []
     for task in range(number):
@@ -62,15 +63,16 @@ def tasks(number: int = 12) -> list[dict[str, Any]]:
             steps = [("it", f"{task} pounds")] * (1 + repeat % 2)
             answer = f"{'heavy' if repeat < 2 else 'light'} {repeat}"
             made.append(tool_row(asked, steps, answer, float(repeat < 2), index=task, repeat=repeat))
-        made.append(cut(tool_row(asked, [], "It is hea", 0.0, index=task, repeat=4)))
+        unfinished = tool_row(asked, [("it", f"{task} pounds")], "It is hea", 0.0, index=task, repeat=4)
+        made.append(cut(recorded(unfinished, tokenizer)))
         made.append(tool_row(asked, [], "The scales broke", 0.0, index=task, repeat=5, mask_sample=True))
         made.append(tool_row(asked, [], "unscored", None, index=task, repeat=6))
     return made
 
 
 @pytest.fixture
-def rollouts(tmp_path: Path) -> Path:
-    path = write_rows(tmp_path / "rollouts.jsonl", tasks())
+def rollouts(tmp_path: Path, smollm2_tools_dir: Path) -> Path:
+    path = write_rows(tmp_path / "rollouts.jsonl", tasks(AutoTokenizer.from_pretrained(smollm2_tools_dir)))
     with path.open("ab") as stream:
         stream.write(b"broken\n")
     return path
@@ -105,10 +107,11 @@ def test_every_line_is_used_or_dropped_with_a_reason_in_words(
     assert {entry["file"] for entry in dropped} == {str(rollouts)}
     assert all(len(entry["detail"].split()) > 2 for entry in dropped), dropped
     reasons = {entry["line"]: entry["reason"] for entry in dropped}
-    # Of a group, what the world spoiled is a part; what was cut off is in no dataset.
+    # Of a group, what the world spoiled is a part, and so is what was cut off; this is in no other dataset.
     world = [line % 7 in (6, 0) for line in range(1, 85) if line in used]
     assert any(world) == (name == "groups")
-    assert all(reasons[line] == "truncated" for line in range(5, 85, 7))
+    cut_off = range(5, 85, 7)
+    assert used.issuperset(cut_off) if name == "groups" else all(reasons[line] == "truncated" for line in cut_off)
     assert reasons[85].startswith("reject:")
     train, validation = ({row["cluster_key"] for row in rows[side]} for side in ("train", "validation"))
     assert train and not train & validation

@@ -58,12 +58,58 @@ def test_what_the_user_left_out_stays_out(tmp_path: Path) -> None:
         *(row("easy", f"a{i}", float(i > 0), repeat=i) for i in range(10)),
         *(row("fair", f"a{i}", float(i > 4), index=1, repeat=i) for i in range(10)),
         row("fair", "other", 0.0, index=1, repeat=10, agent_ref={"name": "other"}),
+        row("easy", "cut", 0.0, repeat=10),
+        row("fair", "cut", 0.0, index=1, repeat=11),
     ]
+    for cut in rows[21:]:
+        cut["response"]["status"] = "incomplete"
     path = write_rows(tmp_path / "rollouts.jsonl", rows)
     pool = filtered(path, validation=0, pass_rate="0.1-0.8", agents=["agent"])
     # The bad rollout of the easy task was below the threshold before its task was looked at.
-    assert reasons(pool) == ["pass_rate"] * 10 + [None] * 10 + ["other_agent"]
+    assert reasons(pool) == ["pass_rate"] * 10 + [None] * 10 + ["other_agent"] + ["truncated"] * 2
     assert not pool.rows["counts"][20]
+    assert pool.rows["cut"].to_list() == [False] * 22 + [True]
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "reason", "counts"),
+    [
+        ({"reward": 2.0}, {"max_reward": 1.0}, "above_max_reward", True),
+        ({"reward": 2.0}, {"where": "reward < 2"}, "where", True),
+        ({"text": "again and again " * 40, "reward": 1.0}, {"max_repetition": 0.5}, "repetitive", True),
+        ({"agent_ref": {"name": "a"}}, {"exclude_agents": ["a"]}, "other_agent", False),
+        ({"_ng_environment_server": "e"}, {"exclude_environments": ["e"]}, "other_environment", False),
+        ({"text": "<think>hm</think>"}, {}, "ends_in_reasoning", True),
+    ],
+)
+def test_each_reason_to_leave_out_holds_for_what_was_cut_off_too(
+    change: dict[str, Any], settings: dict[str, Any], reason: str, counts: bool, tmp_path: Path
+) -> None:
+    made = {"reward": 0.0} | change
+    text, reward = made.pop("text", "other"), made.pop("reward")
+    rows = [row("q", "right", 1.0), row("q", "wrong", 0.0, repeat=1)]
+    rows += [row("q", text, reward, repeat=2, **made), row("q", text, reward, repeat=3, **made)]
+    rows.append(row("q", "cut", 0.0, repeat=4))
+    for one in rows[3:]:
+        one["response"] = one["response"] | {"status": "incomplete"}
+    pool = filtered(write_rows(tmp_path / "rollouts.jsonl", rows), validation=0, reward_threshold=1.0, **settings)
+    assert reasons(pool) == [None, None, reason, "truncated", "truncated"]
+    assert pool.rows["counts"][2] == counts
+    assert pool.rows["cut"].to_list() == [False] * 4 + [True]
+    assert pool.rows["whole"].to_list() == [True, True, reason != "ends_in_reasoning", False, False]
+
+
+def test_what_a_benchmark_holds_stays_out_when_cut_off(tmp_path: Path) -> None:
+    asked = "How many of the seven blue herons by the old mill pond flew away before the frost came?"
+    rows = [row(q, a, 0.0, index=i, repeat=k) for i, q in enumerate((asked, "q")) for k, a in enumerate("abc")]
+    for one in rows[2::3]:
+        one["response"]["status"] = "incomplete"
+    rows += [row("q", "right", 1.0, index=1, repeat=3)]
+    benchmark = write_rows(tmp_path / "benchmark.jsonl", [row(asked, "three", 1.0)])
+    path = write_rows(tmp_path / "rollouts.jsonl", rows)
+    pool = filtered(path, validation=0, reward_threshold=1.0, benchmark=[benchmark])
+    assert reasons(pool) == ["contaminated"] * 2 + ["truncated", None, None, "truncated", None]
+    assert pool.rows["cut"].to_list() == [False] * 5 + [True, False]
 
 
 def test_bytes_come_from_the_filter_folder(tmp_path: Path) -> None:

@@ -125,6 +125,21 @@ def test_what_failed_halfway_is_in_no_group(tmp_path: Path) -> None:
     assert choice.unused["reason"].to_list() == ["masked"]
 
 
+def test_what_was_cut_off_is_in_its_group(tmp_path: Path) -> None:
+    rows = [
+        row(f"q{task}", f"a{repeat}", float(repeat == task), index=task, repeat=repeat)
+        for task in range(2)
+        for repeat in range(4)
+    ]
+    for place in (1, 2, 6, 7):
+        rows[place]["response"]["status"] = "incomplete"
+    rows[7]["response"]["output"][0]["content"][0]["text"] = "<think>hm</think>"
+    choice = choose_groups(open_pool(write_rows(tmp_path / "rollouts.jsonl", rows), tmp_path), 4)
+    assert [[(one.line, one.reward) for one in group] for group in choice.groups] == [[(1, 1), (2, 0), (3, 0), (4, 0)]]
+    # Of the other group one has a fault besides.
+    assert choice.unused["reason"].to_list() == ["group_too_small"] * 3 + ["truncated"]
+
+
 def test_an_index_that_was_asked_different_things_groups_by_task(tmp_path: Path) -> None:
     asked = [("p", "a", 1.0), ("q", "a", 0.0), ("p", "b", 0.0), ("q", "b", 1.0)]
     path = write_rows(tmp_path / "rollouts.jsonl", [row(*one, repeat=i) for i, one in enumerate(asked)])

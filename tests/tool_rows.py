@@ -36,7 +36,11 @@ def tool_row(
 
 
 def cut(made: dict[str, Any]) -> dict[str, Any]:
-    """The rollout, stopped by the limit of output tokens."""
+    """The rollout, stopped by the limit of output tokens; recorded ids lose the token that ends the last turn."""
+    last = made["response"]["output"][-1]
+    for key in ("generation_token_ids", "generation_log_probs"):
+        if key in last:
+            last[key] = last[key][:-1]
     made["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
     return made
 

@@ -78,7 +78,8 @@ def check_row(row: Tokenized, example: Example, template: ModelTemplate, reasoni
         return Refusal("mask_differs", "the labels do not cover exactly the assistant turns")
     for (start, end), message in zip(row.spans, turns, strict=True):
         ids = row.input_ids[start:end]
-        problem = end_problem(ids, template.end_ids) or turn_problem(
+        is_cut = example.truncated and message is turns[-1]
+        problem = end_problem(ids, template.end_ids, is_cut=is_cut) or turn_problem(
             template.decode(ids), message, template.scaffolds, reasoning
         )
         if problem is not None:
@@ -94,8 +95,10 @@ def labels_of(ids: list[int], spans: Iterable[tuple[int, int]]) -> list[int]:
     return labels
 
 
-def end_problem(ids: list[int], end_ids: frozenset[int]) -> Refusal | None:
-    """Looks at the end of a turn's tokens: one that ends a turn stands there, and not before."""
+def end_problem(ids: list[int], end_ids: frozenset[int], *, is_cut: bool = False) -> Refusal | None:
+    """Looks at the end of a turn's tokens: one that ends a turn stands there (unless it was cut), and not before."""
+    if is_cut and ids and end_ids.isdisjoint(ids):
+        return None
     if not ids or ids[-1] not in end_ids:
         return Refusal("turn_end_missing", "an assistant turn does not end with a token that ends a turn")
     if ids[-1] in ids[:-1]:

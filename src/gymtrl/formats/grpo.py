@@ -127,6 +127,8 @@ def _format_groups(
                 template,
                 reasoning=settings.reasoning,
                 recorded="auto" if settings.use_recorded_ids == "auto" else "never",
+                # Without what was cut off, the mean of the group would be another.
+                cut_ok=True,
             )
             made = [fitting(tokens, limit) for tokens in made]
             refused = next((tokens for tokens in made if isinstance(tokens, Refusal)), None)

@@ -63,7 +63,12 @@ def tokenize(
 
 
 def tokenize_all(
-    examples: Sequence[Example], template: ModelTemplate, *, reasoning: Reasoning = "keep", recorded: Recorded = "auto"
+    examples: Sequence[Example],
+    template: ModelTemplate,
+    *,
+    reasoning: Reasoning = "keep",
+    recorded: Recorded = "auto",
+    cut_ok: bool = False,
 ) -> list[Tokenized | Refusal]:
     """Makes ids and labels of examples, each as one row.
 
@@ -74,12 +79,14 @@ def tokenize_all(
             `drop` takes all reasoning out beforehand, `template` leaves it to the template.
         recorded (`str`, *optional*, defaults to `"auto"`): `auto` takes recorded ids where they fit and renders else,
             `never` renders, `only` refuses what recorded ids do not fit.
+        cut_ok (`bool`, *optional*, defaults to `False`): Take examples whose last turn was cut off where recorded ids
+            fit: these show no turn end that was not there. Rendered they never are.
 
     Returns:
         `list[Tokenized | Refusal]`: For each, ids and labels of the same length, nothing cut; or why it cannot be
         trained on.
     """
-    made = [_render(example, template, reasoning, recorded) for example in examples]
+    made = [_render(example, template, reasoning, recorded, cut_ok) for example in examples]
     rendered = [entry for entry in made if isinstance(entry, _Rendering)]
     texts = [(found.text, found.spans) for entry in rendered for found in (entry.expanded or entry,)]
     encoded = iter(encode_all(texts, template))
@@ -111,9 +118,9 @@ def loss_mask(tokens: Tokenized) -> list[int]:
 
 
 def _render(
-    example: Example, template: ModelTemplate, reasoning: Reasoning, recorded: Recorded
+    example: Example, template: ModelTemplate, reasoning: Reasoning, recorded: Recorded, cut_ok: bool
 ) -> _Rendering | Tokenized | Refusal:
-    unfit = _unfit(example, template)
+    unfit = _unfit(example, template, cut_ok=cut_ok)
     if unfit is not None:
         return unfit
     flags: list[str] = []
@@ -127,6 +134,8 @@ def _render(
         if problem is None or recorded == "only":
             return problem or found
         flags.append(f"recorded_ids_unused:{problem.reason}")
+    if example.truncated:
+        return _cut_off()
     toolless = _without_tools(example, template)
     if toolless is not None:
         return toolless
@@ -157,9 +166,9 @@ def _with_images(rendering: _Rendering, example: Example, template: ModelTemplat
     return expanded if isinstance(expanded, Refusal) else dataclasses.replace(rendering, expanded=expanded)
 
 
-def _unfit(example: Example, template: ModelTemplate) -> Refusal | None:
-    if example.truncated:
-        return Refusal("truncated", "the last turn was cut off by a limit; rendering it would teach a false turn end")
+def _unfit(example: Example, template: ModelTemplate, *, cut_ok: bool = False) -> Refusal | None:
+    if example.truncated and not cut_ok:
+        return _cut_off()
     if template.processor is None and holds_images(example):
         return Refusal("images_in_text_model", "the row holds images")
     if not example.prompt:
@@ -352,6 +361,10 @@ def _finish(
     # The words were compared in the text; a tokenizer that changes text has to show them in the tokens as well.
     problem = None if template.lossless else check_row(found, example, template, reasoning)
     return problem or found
+
+
+def _cut_off() -> Refusal:
+    return Refusal("truncated", "the last turn was cut off by a limit; rendering it would teach a false turn end")
 
 
 def _template_error(error: Exception) -> Refusal:

@@ -40,7 +40,7 @@ def read_recorded(example: Example, template: ModelTemplate) -> Tokenized | Refu
         problem = turn_problem(template.decode(generation), message, template.scaffolds, "template")
         if problem is not None:
             return Refusal("recorded_text_differs", problem.detail)
-    if ids[-1] not in template.end_ids:
+    if ids[-1] not in template.end_ids and not example.truncated:
         return Refusal("recorded_turn_end_missing", "the recorded ids stop before the end of the last turn")
     return Tokenized(ids, labels_of(ids, spans), tuple(spans), "recorded")
 

@@ -19,9 +19,10 @@ from gymtrl.rollouts.record import Origin
 from gymtrl.rollouts.scan import read_facts
 from gymtrl.workspace.artefact import MANIFEST, Manifest, read_manifest
 
-from .choice import choose
+from .choice import apply, choose
 from .decision import DROPPED, TRAIN, VALIDATION
 from .measures import MEASURES, State, is_measured
+from .rules import RULES
 from .settings import FilterSettings
 from .source import open_source
 from .split import held_out_clusters, table_clusters
@@ -81,7 +82,8 @@ class Pool:
         rows (`pl.DataFrame`): One row a line, keys and numbers only: columns of the rollout table, and `index` (row
             number), `task` (the first row of the task; tasks that share an input row are one), `side`, `reward` (null
             where it is no measurement), `good`, `kept` (a filter kept it), `near_copy` (it nearly repeats one that a
-            filter kept), `whole` (neither truncated nor faulty), `counts` (its reward tells of its task),
+            filter kept), `whole` (neither truncated nor faulty), `cut` (nothing but that it is truncated
+            speaks against it), `counts` (its reward tells of its task),
             `completion` (equal for equal completions), `at_file`, `at_line`, `at_offset` (where its bytes stand now),
             and `reason` (why it cannot be used; null where it can).
         threshold (`float`, *optional*): Lowest good reward; `None` where each environment or agent has its own.
@@ -195,7 +197,9 @@ def _of_rollouts(
     good = rows.select(good=thresholds.is_good()).collect().to_series()
     side = pl.Series("side", [TRAIN]).new_from_index(0, len(good))
     place = rows.select(at_file="file", at_line="line", at_offset="offset").collect()
-    return Pool(_rows(state, good, side, place), thresholds.whole, thresholds.why, thresholds.each)
+    return Pool(
+        _rows(state, state.reasons == "truncated", good, side, place), thresholds.whole, thresholds.why, thresholds.each
+    )
 
 
 def _of_filter(folder: Path, manifest: Manifest) -> Pool:
@@ -212,14 +216,16 @@ def _of_filter(folder: Path, manifest: Manifest) -> Pool:
     rows = pl.scan_parquet(table, glob=False)
     splits, reasons = rows.select("split", "drop_reason").collect()
     state = replace(choose(rows, FilterSettings()).state, settings=settings, reasons=_unusable(reasons))
+    usable = state.reasons.is_null()
     lowest = Threshold(threshold, why, [], thresholds).of_rows(state)
     state = _outside_band(replace(state, threshold=lowest))
+    only_cut = _only_cut(state, usable)
     good = rows.select("reward").collect().select(good=pl.col("reward") >= lowest).to_series()
     held_out = held_out_clusters(table_clusters(rows), settings.validation, settings.split_salt)
     inside = pl.col("cluster_key").is_in(list(held_out)).fill_null(False)
     drawn = pl.when(inside).then(pl.lit(VALIDATION)).otherwise(pl.lit(TRAIN))
     side = rows.select(side=drawn).collect().to_series()
-    return Pool(_rows(state, good, side, _places(folder, rows, splits)), threshold, why, thresholds)
+    return Pool(_rows(state, only_cut, good, side, _places(folder, rows, splits)), threshold, why, thresholds)
 
 
 def _unusable(reasons: pl.Series) -> pl.Series:
@@ -235,6 +241,28 @@ def _outside_band(state: State) -> State:
     outside = pl.col("reason").is_null() & ~pl.col("rate").is_between(*state.settings.pass_rate)
     reason = pl.when(outside).then(pl.lit("pass_rate")).otherwise("reason").alias("reason")
     return replace(state, reasons=rates.select(reason).to_series())
+
+
+def _only_cut(state: State, usable: pl.Series) -> pl.Series:
+    """Which of the rows that a filter dropped as truncated it would not have dropped for anything else.
+
+    Args:
+        state (`State`): With the settings and the threshold of the filter.
+        usable (`pl.Series`): Which rows its rules have left, those for the pass rate aside.
+    """
+    cut = (state.reasons == "truncated").fill_null(False)
+    if not cut.any():
+        return cut
+    # What is dropped already is not read again.
+    others = pl.DataFrame([cut.alias("cut")]).select(reason=pl.when(~pl.col("cut")).then(pl.lit("-")))
+    settings = state.settings.model_copy(update={"keep_truncated": True, "dedup": "none", "balance": "none"})
+    again = replace(state, settings=settings, reasons=others.to_series())
+    if settings.benchmark is not None:
+        # What the benchmark holds it holds with all its rollouts. Of a task without any left it cannot be told.
+        tasks = state.rows.select("task_key").collect().to_series()
+        again = replace(again, overlapping=frozenset(tasks.drop_nulls()) - frozenset(tasks.filter(usable)))
+    again = apply(RULES, again)
+    return _outside_band(replace(again, reasons=_unusable(again.reasons))).reasons.is_null()
 
 
 def _places(folder: Path, rows: pl.LazyFrame, splits: pl.Series) -> pl.DataFrame:
@@ -255,18 +283,25 @@ def _places(folder: Path, rows: pl.LazyFrame, splits: pl.Series) -> pl.DataFrame
     )
 
 
-def _rows(state: State, good: pl.Series, side: pl.Series, place: pl.DataFrame) -> pl.DataFrame:
-    whole = ~pl.col("truncated").fill_null(False) & pl.col("fault").is_null()
+def _rows(state: State, only_cut: pl.Series, good: pl.Series, side: pl.Series, place: pl.DataFrame) -> pl.DataFrame:
+    truncated, faultless = pl.col("truncated").fill_null(False), pl.col("fault").is_null()
     measured = is_measured(state.settings).fill_null(False)
     names = set(state.rows.collect_schema().names())
     dropped = pl.col("drop_reason") if "drop_reason" in names else pl.lit("")
     kept, near_copy = dropped.is_null(), dropped.eq_missing("near_duplicate")
     rows = state.rows.select(
-        *_COLUMNS, "reward", whole=whole, measured=measured, kept=kept, near_copy=near_copy
+        *_COLUMNS,
+        "reward",
+        whole=~truncated & faultless,
+        cut=(truncated & faultless & measured).fill_null(False),
+        measured=measured,
+        kept=kept,
+        near_copy=near_copy,
     ).collect()
     rows = pl.concat([rows.drop("offset"), place], how="horizontal").with_columns(
         state.tasks.alias("task"), good.alias("good"), side.alias("side"), state.reasons.alias("reason")
     )
+    rows = rows.with_columns(cut=pl.col("cut") & (state.reasons.is_null() | only_cut.fill_null(False)))
     # A digest does to tell completions apart, and takes an eighth of the memory.
     rows = rows.with_columns(completion=pl.col("completion_key").hash()).drop("completion_key")
     usable = pl.col("reason").is_null()

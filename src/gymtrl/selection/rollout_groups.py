@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -31,7 +31,8 @@ def choose_groups(pool: Pool, size: int | None = None, *, seed: int = 0) -> Grou
     """Chooses groups in which rewards differ; no threshold is needed.
 
     A rollout that the world spoiled stays in its group without reward, so that it counts neither as good nor as bad.
-    Copies stay too: they tell how often the policy says the same.
+    Copies stay too: they tell how often the policy says the same. So does what was cut off by a limit: its reward is
+    a measurement, and without it the mean of the group would be another.
 
     Args:
         pool (`Pool`): What is chosen from.
@@ -48,6 +49,7 @@ def choose_groups(pool: Pool, size: int | None = None, *, seed: int = 0) -> Grou
     """
     if size is not None and size < 2:
         raise UserError(f"a group of {size} has nothing to compare", remedy="name a size of 2 or more")
+    pool = replace(pool, rows=pool.rows.with_columns(reason=pl.when(~pl.col("cut")).then("reason")))
     reason, reward = pl.col("reason"), pl.col("reward")
     failed = reason.is_in(FAILED) & pl.col("whole")
     rows = pool.rows.filter(reason.is_null() | failed)
