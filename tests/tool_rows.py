@@ -45,16 +45,15 @@ def cut(made: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def recorded(made: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, stripped: bool = False) -> dict[str, Any]:
+def recorded(made: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The rollout with recorded ids and log-probabilities for each turn.
 
-    Log-probabilities are -1/2, -1/4, -1/8 … within each turn. `stripped` leaves out the token that ends a turn where
-    another follows, as some servers do.
+    Log-probabilities are -1/2, -1/4, -1/8 … within each turn.
     """
     params, output = made["responses_create_params"], made["response"]["output"]
     chat: list[dict[str, Any]] = [dict(message) for message in params["input"]]
     tools = [{"type": "function", "function": {k: v for k, v in t.items() if k != "type"}} for t in params["tools"]]
-    for place, item in enumerate(output):
+    for item in output:
         if item["type"] == "function_call_output":
             chat.append({"role": "tool", "content": item["output"], "name": "weigh"})
             continue
@@ -66,8 +65,6 @@ def recorded(made: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, stripp
             chat.append({"role": "assistant", "content": item["content"][0]["text"]})
         after = tokenizer.apply_chat_template(chat, tools=tools, tokenize=False)
         turn = after[len(before) :].rstrip("\n")
-        if stripped and place < len(output) - 1:
-            turn = turn.removesuffix("<|im_end|>")
         ids = tokenizer.encode(turn, add_special_tokens=False)
         item["prompt_token_ids"] = tokenizer.encode(before, add_special_tokens=False)
         item["generation_token_ids"] = ids

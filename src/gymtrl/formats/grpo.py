@@ -153,7 +153,7 @@ def _format_groups(
 
 def _write_rollout(draft: DatasetDraft, candidate: Candidate, example: Example, tokens: Tokenized) -> None:
     prompt, mask = tokens.spans[0][0], loss_mask(tokens)
-    log_probs = _log_probs(example, tokens, mask) if tokens.route == "recorded" else None
+    log_probs = _log_probs(example, tokens) if tokens.route == "recorded" else None
     draft.write(
         candidate.side,
         {
@@ -174,11 +174,9 @@ def _write_rollout(draft: DatasetDraft, candidate: Candidate, example: Example, 
     )
 
 
-def _log_probs(example: Example, tokens: Tokenized, mask: list[int]) -> list[float]:
-    """Recorded log-probabilities, 0 where nothing was generated; a stripped turn end has none and is masked."""
-    found = [0.0] * len(mask)
+def _log_probs(example: Example, tokens: Tokenized) -> list[float]:
+    """Recorded log-probabilities, 0 where nothing was generated."""
+    found = [0.0] * len(tokens.input_ids)
     for (start, end), call in zip(tokens.spans, example.recorded, strict=True):
-        stop = start + len(call.generation_log_probs)
-        found[start:stop] = call.generation_log_probs
-        mask[stop:end] = [0] * (end - stop)
+        found[start:end] = call.generation_log_probs
     return found

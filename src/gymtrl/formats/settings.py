@@ -146,7 +146,7 @@ class FormatGrpoSettings(FromPoolSettings):
 
     @model_validator(mode="after")
     def _nothing_of_the_other_kind(self) -> Self:
-        unused = {"prompts": {"group_size"}, "groups": {"pass_rate", "zero_share", "reward_threshold"}}[self.kind]
+        unused = {"prompts": {"group_size"}, "groups": {"pass_rate", "zero_share"}}[self.kind]
         given = sorted(name for name in unused & self.model_fields_set if getattr(self, name) is not None)
         if given:
             raise ValueError(f"{given[0]} has no effect on {self.kind}: leave it out, or choose the other kind")
