@@ -1,6 +1,6 @@
 # make demo           the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
 # make test           lint, types and all tests (PYTHON=... chooses the interpreter)
-# make test-trainers  TRL's trainers on every dataset, and the training scripts in it
+# make test-long      what takes minutes: TRL's trainers on every dataset, the job killed at every stage
 # make conformance    every rollout that NeMo Gym ships: verdicts, and that nothing is lost (GYMTRL_GYM_FILES=... adds a folder)
 # make fuzz           100,000 shipped rows with broken bytes (GYMTRL_FUZZ=... says how many)
 # make benchmark      speed of the endpoint against plain generate
@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test test-trainers conformance fuzz benchmark benchmark-read benchmark-format clean
+.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -36,8 +36,8 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-test-trainers: setup
-	$(BIN)/pytest -m trainers tests/test_format_scripts.py tests/test_token_trainers.py
+test-long: setup
+	$(BIN)/pytest -m long
 
 conformance: setup
 	$(BIN)/pytest tests/test_conformance.py tests/test_lossless.py

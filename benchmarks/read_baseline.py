@@ -727,7 +727,13 @@ def plain(message: Row) -> Row:
 def chat_message(message: Row) -> Row:
     """A message as chat templates take it."""
     kept = plain(message)
-    kept.pop("offsets", None)
+    if images := kept.pop("images", None):
+        cuts = [0, *kept.pop("offsets"), len(message["content"])]
+        kept["content"] = []
+        for number in range(len(images) + 1):
+            text = message["content"][cuts[number] : cuts[number + 1]]
+            kept["content"] += [{"type": "image"}] if number else []
+            kept["content"] += [{"type": "text", "text": text}] if text else []
     if message.get("calls"):
         kept["tool_calls"] = [
             {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}

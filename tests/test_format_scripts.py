@@ -31,7 +31,7 @@ from gymtrl import (
 from rows import row, write_rows
 from tool_rows import recorded, tool_row
 
-pytestmark = pytest.mark.trainers
+pytestmark = pytest.mark.long
 
 # Runs the script, then tells what its trainer was given and what it logged.
 TELL = """

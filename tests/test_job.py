@@ -55,7 +55,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_on_the_way_the_job_ends_with_the_same_counts(
     gym_installation: GymInstallation, smollm2_dir: Path, tmp_path: Path
 ) -> None:

@@ -241,14 +241,19 @@ def written_and_loaded(rollouts: Iterable[Rollout], folder: Path) -> list[tuple[
     from datasets import load_dataset
 
     from gymtrl.formats.dataset import ParquetRows, schemas
-    from gymtrl.formats.example import whole
+    from gymtrl.formats.example import Example, holds_images, whole
     from gymtrl.formats.sft import messages
-    from gymtrl.formats.templates import to_chat
+    from gymtrl.formats.templates import in_parts, to_chat
 
-    records = [
-        {"prompt": to_chat(r.prompt), "completion": to_chat(r.completion), "tools": [*r.tools]} for r in rollouts
-    ]
-    written = [messages(whole(rollout)) for rollout in rollouts]
+    def record(example: Example) -> dict[str, Any]:
+        chats = {"prompt": to_chat(example.prompt), "completion": to_chat(example.completion)}
+        if holds_images(example):
+            chats = {name: in_parts(chat) for name, chat in chats.items()}
+        return {**chats, "tools": [*example.tools]}
+
+    examples = [whole(rollout) for rollout in rollouts]
+    records = [record(example) for example in examples]
+    written = [messages(example) for example in examples]
     texts = [columns["record_json"] for columns in written]
     assert [json.loads(text) for text in texts] == records
     with ParquetRows(folder, "rows", *schemas("sft"), numbered=False) as file:

@@ -264,7 +264,7 @@ def test_kto_pairs_each_prompt_with_the_completion_and_mask_of_the_row_before(
     assert losses[0] == pytest.approx(sum(weighted) / 3, abs=1e-5)
 
 
-@pytest.mark.trainers
+@pytest.mark.long
 @pytest.mark.parametrize("plain, ours", [(DPOTrainer, TokenDPOTrainer), (KTOTrainer, TokenKTOTrainer)])
 def test_where_all_is_marked_it_is_plain_trl(
     plain: Any, ours: Any, models: tuple[Path, Path], pairs: Rows, unpaired: Rows, tmp_path: Path
@@ -285,7 +285,7 @@ def test_where_all_is_marked_it_is_plain_trl(
         assert untimed(mine) == pytest.approx(untimed(theirs), abs=1e-4)
 
 
-@pytest.mark.trainers
+@pytest.mark.long
 def test_plain_trl_gives_tool_results_loss_and_takes_no_ids(
     models: tuple[Path, Path], pairs: Rows, unpaired: Rows, tmp_path: Path
 ) -> None:
@@ -310,7 +310,7 @@ def test_dpo_evaluates_the_marked_tokens_only(models: tuple[Path, Path], pairs: 
     assert [unpadded(b) for b in batches] == [[joined(row, side) for side in TEXT[1:3] for row in pairs[1:3]]]
 
 
-@pytest.mark.trainers
+@pytest.mark.long
 def test_reference_of_a_lora_run_is_precomputed_and_the_run_resumes(
     models: tuple[Path, Path], pairs: Rows, tmp_path: Path
 ) -> None:
@@ -340,7 +340,7 @@ def test_reference_of_a_lora_run_is_precomputed_and_the_run_resumes(
     assert torch.allclose(weights(whole), weights(again), atol=1e-6)
 
 
-@pytest.mark.trainers
+@pytest.mark.long
 def test_kto_reference_is_precomputed_with_turned_masks(
     models: tuple[Path, Path], unpaired: Rows, tmp_path: Path
 ) -> None:
@@ -355,7 +355,7 @@ def test_kto_reference_is_precomputed_with_turned_masks(
     assert made.train_dataset["ref_KL_logps"][:] == pytest.approx(turned, abs=1e-4)
 
 
-@pytest.mark.trainers
+@pytest.mark.long
 def test_rows_that_do_not_fit_are_told_before_training(
     models: tuple[Path, Path], pairs: Rows, unpaired: Rows, tmp_path: Path
 ) -> None:
