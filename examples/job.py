@@ -19,7 +19,7 @@ with gymtrl.gym_session("reasoning_gym", out / "logs") as gym:
     selection = gymtrl.FilterSettings(cluster="metadata.twin", validation=0.3)
     gymtrl.filter_rollouts([rollouts], out / "filtered", selection)
     gymtrl.format_sft(out / "filtered", out / "dataset", gymtrl.FormatSftSettings(model=str(model)))
-    gymtrl.train_sft(out / "dataset", out / "trained", gymtrl.TrainSftSettings())
+    gymtrl.train(out / "dataset", out / "trained", gymtrl.TrainSftSettings())
     trial = gymtrl.ValidateSettings(**sampling, baseline=str(model), tasks=heldout, cluster="metadata.twin", seed=1)
     comparison = gymtrl.validate(out / "trained", out / "validation", trial, session=gym)
 print(comparison.verdict)

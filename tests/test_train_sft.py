@@ -20,10 +20,12 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.sft import format_sft
 from gymtrl.training.checkpoints import Seal, last_sealed
+from gymtrl.training.data import read_dataset
 from gymtrl.training.plan import FIXED_OPTIONS, OWN_OPTIONS, plan, trl_config
 from gymtrl.training.progress import MetricsLog, read_metrics
+from gymtrl.training.run import train, train_inputs
 from gymtrl.training.settings import TrainSftSettings
-from gymtrl.training.sft import train_inputs, train_sft
+from gymtrl.training.sft import SFT
 from gymtrl.training.space import Sizes, bytes_needed, require_space
 from gymtrl.workspace.artefact import up_to_date
 
@@ -86,14 +88,16 @@ def test_lora_run_leaves_adapter_model_and_card(base: Path, tmp_path: Path) -> N
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    result = train_sft(base / "dataset", tmp_path / "run", settings(learning_rate=0.05, max_steps=6))
+    result = train(base / "dataset", tmp_path / "run", settings(learning_rate=0.05, max_steps=6))
     run = result.path
     assert sorted(path.name for path in run.iterdir()) == [
         "README.md",
         "adapter",
+        "job.json",
         "manifest.json",
         "metrics.jsonl",
         "model",
+        "result.json",
     ]
     assert result.last_loss < result.first_loss
     assert result.eval_before is not None and result.eval_after is not None and result.eval_after < result.eval_before
@@ -121,7 +125,7 @@ def test_full_run_leaves_a_model_only(base: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    result = train_sft(base / "dataset", tmp_path / "run", settings(method="full", learning_rate=0.01, max_steps=2))
+    result = train(base / "dataset", tmp_path / "run", settings(method="full", learning_rate=0.01, max_steps=2))
     assert result.adapter is None and not (tmp_path / "run" / "adapter").exists()
     new = AutoModelForCausalLM.from_pretrained(result.model)
     old = AutoModelForCausalLM.from_pretrained(base / "model")
@@ -144,7 +148,7 @@ def test_loss_is_a_mean_over_the_loss_tokens_whatever_the_accumulation(base: Pat
     runs = []
     for micro in (1, 4, ROWS):
         chosen = settings(effective_batch=ROWS, micro_batch=micro, max_steps=2, learning_rate=0.01, warmup_ratio=0)
-        train_sft(base / "dataset", tmp_path / f"micro{micro}", chosen)
+        train(base / "dataset", tmp_path / f"micro{micro}", chosen)
         runs.append(steps(tmp_path / f"micro{micro}"))
     for run in runs:
         assert run[0]["loss"] == pytest.approx(total / count, rel=1e-4)
@@ -156,8 +160,8 @@ _CHILD = """
 import sys
 from pathlib import Path
 from gymtrl.training.settings import TrainSftSettings
-from gymtrl.training.sft import train_sft
-train_sft(Path(sys.argv[1]), Path(sys.argv[2]), TrainSftSettings.model_validate_json(sys.argv[3]))
+from gymtrl.training.run import train
+train(Path(sys.argv[1]), Path(sys.argv[2]), TrainSftSettings.model_validate_json(sys.argv[3]))
 """
 
 
@@ -166,7 +170,7 @@ def test_killed_run_continues_to_the_same_result(base: Path, tmp_path: Path, met
     from safetensors.torch import load_file
 
     chosen = settings(method=method, max_steps=20, save_steps=2, learning_rate=0.01)
-    train_sft(base / "dataset", tmp_path / "whole", chosen)
+    train(base / "dataset", tmp_path / "whole", chosen)
     arguments = [str(base / "dataset"), str(tmp_path / "killed"), chosen.model_dump_json()]
     work = tmp_path / ".killed.partial" / "checkpoints"
     child = subprocess.Popen([sys.executable, "-c", _CHILD, *arguments], stderr=subprocess.DEVNULL)
@@ -175,11 +179,11 @@ def test_killed_run_continues_to_the_same_result(base: Path, tmp_path: Path, met
     while not (work / "checkpoint-6").exists():
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
-    os.kill(child.pid, signal.SIGKILL)
+    os.kill(child.pid, signal.SIGKILL)  # what it started hears of it and ends
     child.wait()
     assert not (tmp_path / "killed").exists()
 
-    result = train_sft(base / "dataset", tmp_path / "killed", chosen)
+    result = train(base / "dataset", tmp_path / "killed", chosen)
     assert result.resumed_from is not None and 4 <= result.resumed_from < 20
     whole, killed = steps(tmp_path / "whole"), steps(tmp_path / "killed")
     assert [line["step"] for line in killed] == list(range(1, 21))
@@ -190,26 +194,34 @@ def test_killed_run_continues_to_the_same_result(base: Path, tmp_path: Path, met
     assert not (tmp_path / "killed" / "checkpoints").exists() and not work.exists()
 
 
+_KILLED_AT_EXPORT = """
+import os, signal, sys
+if "gymtrl.training.worker" in sys.orig_argv:
+    import gymtrl.training.export as export
+    export.copy_settings = lambda base, out: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_run_that_ends_while_it_is_exported_takes_no_further_step(
     base: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import load_file
 
-    from gymtrl.training import export
-
     # Four steps of four rows end within the second pass over twelve; the schedule leaves a fifth step its full rate.
     chosen = settings(method=method, scheduler="constant", warmup_ratio=0, learning_rate=0.01, max_steps=4)
-    train_sft(base / "dataset", tmp_path / "whole", chosen)
+    train(base / "dataset", tmp_path / "whole", chosen)
 
-    def killed(base: str, out: Path) -> None:
-        raise RuntimeError("killed")
-
+    # A model folder that cannot be made ends the process when all is trained.
+    partial = tmp_path / ".killed.partial"
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(_KILLED_AT_EXPORT)
     with monkeypatch.context() as patch:
-        patch.setattr(export, "copy_settings", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            train_sft(base / "dataset", tmp_path / "killed", chosen)
-    assert train_sft(base / "dataset", tmp_path / "killed", chosen).resumed_from == 4
+        patch.setenv("PYTHONPATH", str(tmp_path / "hook"), prepend=os.pathsep)
+        with pytest.raises(RunError, match="status 137"):
+            train(base / "dataset", tmp_path / "killed", chosen)
+    assert last_sealed(partial / "checkpoints") is not None
+    assert train(base / "dataset", tmp_path / "killed", chosen).resumed_from == 4
     whole, again = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
     assert [line.keys() for line in again] == [line.keys() for line in whole]
     for line, expected in zip(again, whole, strict=True):
@@ -243,7 +255,7 @@ def test_changed_weights_make_the_run_out_of_date(base: Path, tmp_path: Path) ->
     model = tmp_path / "model"
     shutil.copytree(base / "model", model)
     chosen = settings(model=str(model), max_steps=1)
-    out = train_sft(base / "dataset", tmp_path / "run", chosen).path
+    out = train(base / "dataset", tmp_path / "run", chosen).path
     assert train_inputs(base / "dataset", settings()) == [base / "dataset", base / "model"]
 
     def fresh() -> bool:
@@ -275,7 +287,7 @@ def test_seed_changes_the_order_of_the_rows(base: Path, tmp_path: Path) -> None:
     orders = []
     for seed in (0, 0, 7):
         run = tmp_path / f"run{len(orders)}"
-        train_sft(base / "dataset", run, settings(seed=seed, effective_batch=2, max_steps=3, learning_rate=1e-9))
+        train(base / "dataset", run, settings(seed=seed, effective_batch=2, max_steps=3, learning_rate=1e-9))
         orders.append([line["tokens"] for line in steps(run)])
     assert orders[0] == orders[1] != orders[2]
 
@@ -288,14 +300,14 @@ def test_mistakes_are_told_before_a_model_is_loaded(base: Path, tmp_path: Path) 
         (settings(trl={"max_length": 10}), "trained on as they are"),
         (settings(trl={"packing": True}), "trained on as they are"),
         (settings(trl={"model_init_kwargs": "bf16"}), "is no mapping"),
-        (settings(micro_batch=3), "no multiple of micro_batch 3"),
+        (settings(micro_batch=3), "no multiple of 3"),
         (settings(model=str(tmp_path / "absent")), "does not exist"),
     ]
     for chosen, message in cases:
         with pytest.raises(UserError, match=message):
-            train_sft(dataset, out, chosen)
+            train(dataset, out, chosen)
     with pytest.raises(UserError, match="TRL refuses"):
-        train_sft(dataset, out, settings(trl={"optim": "no-such"}))
+        train(dataset, out, settings(trl={"optim": "no-such"}))
     assert not out.exists()
 
 
@@ -307,7 +319,7 @@ def test_dataset_for_another_template_is_refused(base: Path, tmp_path: Path) -> 
     template = other / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     with pytest.raises(UserError, match="chat template") as caught:
-        train_sft(base / "dataset", tmp_path / "run", settings(model=str(other)))
+        train(base / "dataset", tmp_path / "run", settings(model=str(other)))
     assert f"--model {other}" in (caught.value.remedy or "")
 
 
@@ -322,25 +334,26 @@ def test_rows_without_loss_are_refused(base: Path, tmp_path: Path) -> None:
     column = pa.array(masked, type=table.schema.field("labels").type)
     pq.write_table(table.set_column(table.schema.get_field_index("labels"), "labels", column), path)
     with pytest.raises(UserError, match="no token that carries loss"):
-        train_sft(dataset, tmp_path / "run", settings())
+        train(dataset, tmp_path / "run", settings())
 
 
 def test_plan_follows_the_data_and_the_machine() -> None:
-    small = plan(TrainSftSettings(), rows=50, cuda=False)
+    small = plan(TrainSftSettings(), SFT, rows=50, cuda=False)
     assert (small.epochs, small.effective_batch, small.micro_batch, small.steps) == (2, 4, 1, 26)
     assert (small.learning_rate, small.save_steps, small.gradient_checkpointing) == (2e-4, 3, False)
-    large = plan(TrainSftSettings(method="full"), rows=30_000, cuda=True)
+    large = plan(TrainSftSettings(method="full"), SFT, rows=30_000, cuda=True)
     assert (large.epochs, large.effective_batch, large.micro_batch, large.learning_rate) == (1, 32, 4, 1e-5)
 
 
-def test_options_of_trl_exist_and_are_merged_with_ours(tmp_path: Path) -> None:
+def test_options_of_trl_exist_and_are_merged_with_ours(base: Path, tmp_path: Path) -> None:
     import dataclasses
 
     from trl import SFTConfig
 
-    assert {*FIXED_OPTIONS, *OWN_OPTIONS} <= {field.name for field in dataclasses.fields(SFTConfig)}
+    assert {*FIXED_OPTIONS, *OWN_OPTIONS, *SFT.fixed_options} <= {field.name for field in dataclasses.fields(SFTConfig)}
     chosen = settings(trl={"model_init_kwargs": {"attn_implementation": "sdpa"}})
-    config = trl_config(chosen, plan(chosen, rows=ROWS, cuda=False), tmp_path)
+    data = read_dataset(base / "dataset", SFT.made_by, SFT.sequences)
+    config = trl_config(chosen, SFT, data, plan(chosen, SFT, rows=ROWS, cuda=False), tmp_path)
     assert config.model_init_kwargs == {"dtype": "float32", "attn_implementation": "sdpa"}
 
 
@@ -361,10 +374,10 @@ import resource, sys
 from pathlib import Path
 from gymtrl.errors import RunError
 from gymtrl.training.settings import TrainSftSettings
-import gymtrl.training.sft as sft
+from gymtrl.training.run import train
 resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
 try:
-    sft.train_sft(Path(sys.argv[1]), Path(sys.argv[2]), TrainSftSettings.model_validate_json(sys.argv[3]))
+    train(Path(sys.argv[1]), Path(sys.argv[2]), TrainSftSettings.model_validate_json(sys.argv[3]))
 except RunError as error:
     print(error.exit_status, error.message, "|", error.remedy)
 """
@@ -375,4 +388,4 @@ except RunError as error:
     )
     assert done.stdout.startswith("3 the disk is full") and "free some disk space" in done.stdout
     assert not (tmp_path / "run").exists()
-    assert train_sft(base / "dataset", tmp_path / "run", TrainSftSettings.model_validate_json(chosen)).model.is_dir()
+    assert train(base / "dataset", tmp_path / "run", TrainSftSettings.model_validate_json(chosen)).model.is_dir()

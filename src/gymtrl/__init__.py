@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from gymtrl.selection.filter import filter_rollouts as filter_rollouts
     from gymtrl.selection.settings import FilterSettings as FilterSettings
     from gymtrl.training.preference import TokenDPOTrainer as TokenDPOTrainer
+    from gymtrl.training.run import train as train
+    from gymtrl.training.settings import TrainDpoSettings as TrainDpoSettings
+    from gymtrl.training.settings import TrainKtoSettings as TrainKtoSettings
     from gymtrl.training.settings import TrainSftSettings as TrainSftSettings
-    from gymtrl.training.sft import train_sft as train_sft
     from gymtrl.training.unpaired import TokenKTOTrainer as TokenKTOTrainer
     from gymtrl.validation.collection import collect_rollouts as collect_rollouts
     from gymtrl.validation.session import gym_session as gym_session
@@ -71,8 +73,8 @@ _HOMES = {
     "selection.filter": ("filter_rollouts",),
     "selection.settings": ("FilterSettings",),
     "training.preference": ("TokenDPOTrainer",),
-    "training.settings": ("TrainSftSettings",),
-    "training.sft": ("train_sft",),
+    "training.run": ("train",),
+    "training.settings": ("TrainDpoSettings", "TrainKtoSettings", "TrainSftSettings"),
     "training.unpaired": ("TokenKTOTrainer",),
     "validation.collection": ("collect_rollouts",),
     "validation.session": ("gym_session",),

@@ -32,7 +32,7 @@ class Supervised:
 
     Args:
         command (`Sequence[str]`): Program and arguments; no shell reads them.
-        log (`Path`): File that receives its standard output and error.
+        log (`Path`, *optional*): File that receives its standard output and error; ours by default.
         env (`Mapping[str, str]`, *optional*): Its environment; ours by default.
         cwd (`Path`, *optional*): Its working directory.
         grace (`float`, *optional*, defaults to `20.0`): Seconds between the polite signal (SIGINT) and the end.
@@ -42,20 +42,20 @@ class Supervised:
         self,
         command: Sequence[str],
         *,
-        log: Path,
+        log: Path | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         grace: float = 20.0,
     ) -> None:
         self.log = log
         self._grace = grace
-        with log.open("ab") as stream:
+        with log.open("ab") if log is not None else contextlib.nullcontext() as stream:
             self._process = subprocess.Popen(
                 # By path: the environment that the command gets need not know this package.
                 [sys.executable, "-P", str(Path(__file__)), str(grace), *command],
                 stdin=subprocess.PIPE,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
+                stdout=2 if stream is None else stream,  # ours may be for results alone
+                stderr=None if stream is None else subprocess.STDOUT,
                 env=None if env is None else dict(env),
                 cwd=cwd,
                 # Ctrl-C at the terminal reaches us alone: we decide in which order things stop.
@@ -77,7 +77,9 @@ class Supervised:
             self._process.wait()
 
     def tail(self, lines: int = 20) -> str:
-        """Returns the last lines of the log."""
+        """Returns the last lines of the log, where there is one."""
+        if self.log is None:
+            return ""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except OSError:

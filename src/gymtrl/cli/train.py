@@ -8,33 +8,47 @@ from typing import Annotated
 import typer
 
 from gymtrl.cli.options import Out, Stage, default_out, stage_options
-from gymtrl.training.settings import TrainSftSettings
+from gymtrl.training.settings import TrainDpoSettings, TrainKtoSettings, TrainSftSettings
+
+Dataset = Annotated[Path, typer.Argument(help="Folder that 'format' wrote for this objective.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train on a dataset with TRL.")
-    group.command("sft")(sft)
+    for verb in (sft, dpo, kto):
+        group.command(verb.__name__)(verb)
     app.add_typer(group, name="train")
 
 
 @stage_options(TrainSftSettings, "train sft")
-def sft(
-    dataset: Annotated[Path, typer.Argument(help="Folder that 'format sft' wrote.")],
-    out: Out = None,
-    *,
-    stage: Stage,
-) -> None:
-    """Fine-tune with TRL's SFTTrainer; resumes after an interruption; writes an adapter and a merged model."""
+def sft(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
+    """Fine-tune on good rollouts; resumes after an interruption; writes an adapter and a merged model."""
+    _train("sft", dataset, out, stage)
+
+
+@stage_options(TrainDpoSettings, "train dpo")
+def dpo(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
+    """Prefer the good rollout of each pair to the bad one."""
+    _train("dpo", dataset, out, stage)
+
+
+@stage_options(TrainKtoSettings, "train kto")
+def kto(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
+    """Make good rollouts likelier and bad ones less likely, without pairs."""
+    _train("kto", dataset, out, stage)
+
+
+def _train(name: str, dataset: Path, out: Path | None, stage: Stage) -> None:
     from gymtrl.cli.run import run_stage
-    from gymtrl.training.sft import train_inputs, train_sft
+    from gymtrl.training.run import train, train_inputs
 
     folder = out or default_out([dataset], "trained")
     run_stage(
         folder,
-        verb="train sft",
+        verb=f"train {name}",
         settings=stage.settings,
         inputs=train_inputs(dataset, stage.settings),
-        work=lambda: train_sft(dataset, folder, stage.settings),
+        work=lambda: train(dataset, folder, stage.settings),
         as_json=stage.json,
     )

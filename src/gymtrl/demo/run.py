@@ -29,8 +29,8 @@ from gymtrl.reports.stage import render_manifest
 from gymtrl.rollouts.inspection import inspect_rollouts
 from gymtrl.selection.filter import files_read, filter_rollouts
 from gymtrl.selection.settings import FilterSettings
+from gymtrl.training.run import train, train_inputs
 from gymtrl.training.settings import TrainSftSettings
-from gymtrl.training.sft import train_inputs, train_sft
 from gymtrl.validation.collection import collect_rollouts
 from gymtrl.validation.session import gym_session
 from gymtrl.validation.settings import ValidateSettings
@@ -146,7 +146,7 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False, limit: int | None
                 verb="train sft",
                 settings=training,
                 inputs=train_inputs(dataset, training),
-                work=lambda: train_sft(dataset, trained, training),
+                work=lambda: train(dataset, trained, training),
             )
             ran(did)
             render_manifest(trained, manifest, console)

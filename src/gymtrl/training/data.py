@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gymtrl.errors import UserError
@@ -17,8 +19,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORED = -100
-TOKEN_COLUMNS = ["input_ids", "labels"]
-_AGAIN = "run 'gymtrl format sft' again"
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence that a row gives the model.
+
+    Attributes:
+        ids (`tuple[str, ...]`): Columns whose token ids follow each other.
+        loss (`str`): Column of the last of them that says which of its tokens carry loss: labels, or a mask.
+    """
+
+    ids: tuple[str, ...]
+    loss: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns of it."""
+        return (*self.ids, self.loss)
 
 
 @dataclass(frozen=True)
@@ -28,9 +46,10 @@ class Split:
     Attributes:
         files (`tuple[Path, ...]`): Its Parquet files, in order.
         rows (`int`): Rows.
-        tokens (`int`): Tokens.
+        tokens (`int`): Tokens of all sequences.
         loss_tokens (`int`): Tokens that carry loss and have one before them to be predicted from.
-        longest (`int`): Tokens of the longest row.
+        longest (`int`): Tokens of the longest sequence.
+        longest_row (`int`): Number of the row that it stands in.
         largest_id (`int`): The largest token id.
     """
 
@@ -39,6 +58,7 @@ class Split:
     tokens: int
     loss_tokens: int
     longest: int
+    longest_row: int
     largest_id: int
 
 
@@ -65,89 +85,127 @@ def dataset_manifest(dataset: Path) -> Manifest:
     """Reads the manifest of a dataset folder, whose `extra` names the `model` and its `fingerprint`.
 
     Raises:
-        UserError: No such folder, or it is no dataset for SFT.
+        UserError: No such folder, or it is no dataset.
     """
     manifest = read_manifest(dataset)
     if not isinstance(manifest.extra.get("fingerprint"), dict) or "model" not in manifest.extra:
         raise UserError(
-            f"{dataset} is no dataset for SFT: its manifest names no tokenizer",
-            remedy="give the folder that 'gymtrl format sft' wrote",
+            f"{dataset} is no dataset: its manifest names no tokenizer",
+            remedy="give the folder that 'gymtrl format' wrote",
         )
     return manifest
 
 
-def read_dataset(dataset: Path) -> TrainingData:
+def read_dataset(dataset: Path, verb: str, sequences: tuple[Sequence, ...]) -> TrainingData:
     """Counts the tokens of a dataset folder and refuses what cannot be trained on.
 
     Args:
         dataset (`Path`): Folder with `manifest.json` and `data/{train,validation}-*.parquet`.
+        verb (`str`): The verb that writes such datasets, such as `format dpo`, for messages.
+        sequences (`tuple[Sequence, ...]`): What each row gives the model.
 
     Raises:
-        UserError: No such folder, no training rows, rows without loss, or labels that do not fit their ids.
+        UserError: No such folder, no training rows, a missing column, rows without loss, or labels that do not fit
+            their ids.
     """
     manifest = dataset_manifest(dataset)
     found: Any = manifest.extra["fingerprint"]
-    train = _split(dataset, "train")
+    train = _split(dataset, "train", verb, sequences)
     if train is None:
-        raise UserError(f"{dataset} holds no training rows", remedy=_AGAIN)
+        raise UserError(f"{dataset} holds no training rows", remedy=f"run 'gymtrl {verb}' again")
     return TrainingData(
         manifest=manifest,
         model=str(manifest.extra["model"]),
         fingerprint=Fingerprint(str(found["tokenizer"]), str(found["chat_template"])),
         train=train,
-        validation=_split(dataset, "validation"),
+        validation=_split(dataset, "validation", verb, sequences),
     )
 
 
-def load_split(split: Split, cache: Path) -> Dataset:
-    """Loads the tokens of a split, memory-mapped from files below `cache`."""
+def load_rows(files: Iterable[Path], columns: Iterable[str], cache: Path) -> Dataset:
+    """Loads columns of Parquet files, memory-mapped from files below `cache`."""
     from datasets import Dataset
 
     return Dataset.from_parquet(
-        [str(path) for path in split.files], columns=TOKEN_COLUMNS, cache_dir=str(cache), split="train"
+        [str(path) for path in files], columns=list(columns), cache_dir=str(cache), split="train"
     )
 
 
-def _split(dataset: Path, name: str) -> Split | None:
+@dataclass
+class _Count:
+    rows: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    masked: int = 0
+    longest: int = 0
+    longest_row: int = 0
+    largest_id: int = 0
+
+
+def _split(dataset: Path, name: str, verb: str, sequences: tuple[Sequence, ...]) -> Split | None:
     files = tuple(sorted((dataset / "data").glob(f"{name}-*.parquet")))
-    rows = tokens = loss_tokens = masked = longest = largest = 0
+    again = f"run 'gymtrl {verb}' again"
+    columns = sorted({column for sequence in sequences for column in sequence.columns})
+    count = _Count()
     for path in files:
         source = pq.ParquetFile(path)
-        missing = [column for column in TOKEN_COLUMNS if column not in source.schema_arrow.names]
-        if missing:
-            raise UserError(f"{path} has no column {missing[0]}", remedy=_AGAIN)
+        if missing := [column for column in columns if column not in source.schema_arrow.names]:
+            told = dataset_manifest(dataset).verb
+            raise UserError(
+                f"{path} has no column {missing[0]}",
+                remedy=again if told == verb else f"it was made by '{told}'; give a folder that '{verb}' wrote",
+            )
         if "images" in source.schema_arrow.names:
             raise UserError(
                 f"{dataset} holds images, which this training does not show the model",
                 remedy=f"run 'python {dataset / 'train_with_trl.py'}'",
             )
-        for batch in source.iter_batches(batch_size=1024, columns=TOKEN_COLUMNS):
-            ids, labels = batch.column("input_ids"), batch.column("labels")
-            lengths = np.diff(ids.offsets.to_numpy())
-            same = np.array_equal(lengths, np.diff(labels.offsets.to_numpy()))
-            if ids.null_count or labels.null_count or not same:
-                raise UserError(f"{path}: labels and input_ids differ in length", remedy=_AGAIN)
-            loss = _loss_tokens(labels.flatten().to_numpy(), lengths)
-            rows += len(lengths)
-            tokens += int(lengths.sum())
-            loss_tokens += int(loss.sum())
-            masked += int((loss == 0).sum())
-            longest = max(longest, int(lengths.max(initial=0)))
-            largest = max(largest, int(ids.flatten().to_numpy().max(initial=0)))
-    if not rows:
+        for batch in source.iter_batches(batch_size=1024, columns=columns):
+            for sequence in sequences:
+                if not _add(count, batch, sequence):
+                    raise UserError(f"{path}: {sequence.loss} and {sequence.ids[-1]} differ in length", remedy=again)
+            count.rows += len(batch)
+    if not count.rows:
         return None
-    if masked:
+    if count.masked:
         raise UserError(
-            f"{dataset}: {masked} of {rows} {name} rows have no token that carries loss: they teach nothing",
-            remedy="labels must hold the token id where the policy's words stand; " + _AGAIN,
+            f"{dataset}: {count.masked} of {count.rows} {name} rows have no token that carries loss: they teach "
+            "nothing",
+            remedy="labels must hold the token id where the policy's words stand; " + again,
         )
-    return Split(files, rows, tokens, loss_tokens, longest, largest)
+    return Split(files, count.rows, count.tokens, count.loss_tokens, count.longest, count.longest_row, count.largest_id)
 
 
-def _loss_tokens(labels: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Counts, for each row, the labels that a model can be trained on: the first token has nothing before it."""
+def _add(count: _Count, batch: pa.RecordBatch, sequence: Sequence) -> bool:
+    """Counts one sequence of each row; tells whether its loss column fits its ids."""
+    loss = batch.column(sequence.loss)
+    lists = [batch.column(column) for column in sequence.ids]
+    lengths = [np.diff(ids.offsets.to_numpy()) for ids in lists]
+    same = np.array_equal(lengths[-1], np.diff(loss.offsets.to_numpy()))
+    if any(column.null_count for column in (*lists, loss)) or not same:
+        return False
+    labels = loss.flatten().to_numpy()
+    carries = labels != IGNORED if sequence.loss == "labels" else labels != 0
+    # With no other column before it, its first token has nothing that it could be predicted from.
+    alone = len(lists) == 1 or lengths[0] == 0
+    counted = _loss_tokens(carries, lengths[-1], alone)
+    total = np.sum(lengths, axis=0)
+    at = int(total.argmax()) if len(total) else 0
+    if len(total) and int(total[at]) > count.longest:
+        count.longest, count.longest_row = int(total[at]), count.rows + at
+    count.tokens += int(total.sum())
+    count.loss_tokens += int(counted.sum())
+    count.masked += int((counted == 0).sum())
+    count.largest_id = max([count.largest_id, *(int(ids.flatten().to_numpy().max(initial=0)) for ids in lists)])
+    return True
+
+
+def _loss_tokens(
+    carries: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], alone: np.ndarray[Any, Any] | bool
+) -> np.ndarray[Any, Any]:
+    """Counts, for each row, the tokens that a model can be trained on."""
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    first = np.zeros(len(labels), dtype=bool)
+    first = np.zeros(len(carries), dtype=bool)
     starts = np.cumsum(lengths) - lengths
-    first[starts[lengths > 0]] = True
-    return np.bincount(owner[(labels != IGNORED) & ~first], minlength=len(lengths))
+    first[starts[(lengths > 0) & alone]] = True
+    return np.bincount(owner[carries & ~first], minlength=len(lengths))

@@ -17,12 +17,12 @@ _SHIPPED = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 _CARD = """\
 ---
 library_name: transformers
-tags: [trl, sft]
+tags: [trl, gymtrl]
 ---
 
 # {name}
 
-`{base}` trained with TRL's `SFTTrainer` ({method}) on {rows:,} rollouts, {steps:,} steps of {batch} rows. `model/`
+`{base}` trained with TRL's `{trainer}` ({method}) on {rows:,} rollouts, {steps:,} steps of {batch} rows. `model/`
 loads with `AutoModelForCausalLM.from_pretrained`; tokenizer, chat template and generation settings are those of the
 base model.{adapter}
 
@@ -81,6 +81,7 @@ def write_card(
     *,
     name: str,
     base: str,
+    trainer: str,
     lora: bool,
     data: TrainingData,
     steps: int,
@@ -94,6 +95,7 @@ def write_card(
         out (`Path`): Folder to write `README.md` into.
         name (`str`): Title.
         base (`str`): The model that was trained.
+        trainer (`str`): TRL's trainer.
         lora (`bool`): An adapter was trained.
         data (`TrainingData`): What it was trained on.
         steps, batch (`int`): Optimizer steps and the rows of each.
@@ -103,6 +105,7 @@ def write_card(
     text = _CARD.format(
         name=name,
         base=base,
+        trainer=trainer,
         method="LoRA" if lora else "every weight",
         adapter=" The adapter alone is in `adapter/`." if lora else "",
         rows=data.train.rows,

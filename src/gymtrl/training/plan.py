@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymtrl.errors import UserError
-from gymtrl.training.settings import TrainSftSettings
+from gymtrl.training.data import TrainingData
+from gymtrl.training.objective import Objective
+from gymtrl.training.settings import TrainSettings
 from gymtrl.workspace.settings import nearest
 
 if TYPE_CHECKING:
-    from trl import SFTConfig
+    from transformers import TrainingArguments
 
 LARGE_DATA = 20_000
 """Rows above which one epoch is enough."""
@@ -30,6 +33,7 @@ OWN_OPTIONS = {
     "data_seed": "seed",
     "save_steps": "save_steps",
     "gradient_checkpointing": "gradient_checkpointing",
+    "report_to": "report_to",
 }
 """TRL's options that have a setting of their own, by that setting."""
 
@@ -49,10 +53,7 @@ FIXED_OPTIONS = (
     "push_to_hub",
     "eval_strategy",
     "eval_on_start",
-    "shuffle_dataset",
     "dataset_kwargs",
-    "packing",
-    "completion_only_loss",
 )
 """TRL's options that resuming, or the promise that every row is trained on as it is, depend on."""
 
@@ -62,112 +63,135 @@ class Plan:
     """The resolved numbers of a run.
 
     Attributes:
+        objective, method (`str`): What is trained, and how.
         rows (`int`): Training rows.
         epochs (`float`): Passes over them.
         steps (`int`): Optimizer steps.
-        effective_batch, micro_batch, accumulation (`int`): Rows a step, rows at once, and the quotient of the two.
+        effective_batch (`int`): Rows a step: `micro_batch * accumulation * processes`.
+        micro_batch (`int`): Rows that one process computes at once.
+        accumulation (`int`): Micro-batches of one process in a step.
+        processes (`int`): Processes that train.
         learning_rate (`float`): Peak.
         save_steps (`int`): Steps between checkpoints.
         gradient_checkpointing (`bool`): Recompute activations.
-        cuda (`bool`): Train on a GPU, in bfloat16; else on CPU in float32.
+        dtype (`str`): Type of the weights in memory: `float32` or `bfloat16`.
+        cuda (`bool`): Train on a GPU, computing in bfloat16; else on CPU in float32.
+        offload (`bool`): Activations wait in main memory for the backward pass.
+        optimizer (`str`): As transformers names it.
     """
 
+    objective: str
+    method: str
     rows: int
     epochs: float
     steps: int
     effective_batch: int
     micro_batch: int
     accumulation: int
+    processes: int
     learning_rate: float
     save_steps: int
     gradient_checkpointing: bool
+    dtype: str
     cuda: bool
+    offload: bool = False
+    optimizer: str = "adamw_torch"
 
 
-def plan(settings: TrainSftSettings, *, rows: int, cuda: bool) -> Plan:
+def plan(settings: TrainSettings, objective: Objective, *, rows: int, cuda: bool) -> Plan:
     """Fills in what the settings leave open.
 
     Args:
-        settings (`TrainSftSettings`): As the user gave them.
+        settings (`TrainSettings`): As the user gave them.
+        objective (`Objective`): What is trained.
         rows (`int`): Training rows.
         cuda (`bool`): A GPU will be used.
 
     Raises:
-        UserError: `effective_batch` is no multiple of `micro_batch`.
+        UserError: `effective_batch` is no multiple of the rows that all processes compute at once.
     """
-    epochs = settings.epochs if settings.epochs is not None else (1.0 if rows > LARGE_DATA else 2.0)
-    effective = settings.effective_batch or min(max(round(rows * epochs / 50), 4), 32)
-    micro = settings.micro_batch or _divisor(effective, 4 if cuda else 1)
-    if effective % micro:
+    defaults = objective.defaults
+    epochs = settings.epochs if settings.epochs is not None else (1.0 if rows > LARGE_DATA else defaults.epochs)
+    effective = settings.effective_batch or min(
+        max(round(rows * epochs / 50), defaults.least_batch), defaults.most_batch
+    )
+    wanted = max(objective.least_micro, 4 if cuda else 1)
+    micro = settings.micro_batch or _divisor(max(effective // settings.nproc, 1), wanted, objective.least_micro)
+    together = micro * settings.nproc
+    if effective % together:
         if settings.effective_batch is not None:
             raise UserError(
-                f"effective_batch {effective} is no multiple of micro_batch {micro}",
-                remedy=f"set effective_batch to {math.ceil(effective / micro) * micro}",
+                f"effective_batch {effective} is no multiple of {together}, the rows that are computed at once "
+                f"(micro_batch {micro} x {settings.nproc} processes)",
+                remedy=f"set effective_batch to {math.ceil(effective / together) * together}",
             )
-        effective = math.ceil(effective / micro) * micro
+        effective = math.ceil(effective / together) * together
     steps = settings.max_steps or math.ceil(epochs * math.ceil(rows / effective))
-    learning_rate = settings.learning_rate or (2e-4 if settings.method == "lora" else 1e-5)
+    lora = settings.method != "full"
     checkpointing = settings.gradient_checkpointing if settings.gradient_checkpointing is not None else cuda
     return Plan(
+        objective=objective.name,
+        method=settings.method,
         rows=rows,
         epochs=epochs,
         steps=steps,
         effective_batch=effective,
         micro_batch=micro,
-        accumulation=effective // micro,
-        learning_rate=learning_rate,
+        accumulation=effective // together,
+        processes=settings.nproc,
+        learning_rate=settings.learning_rate or (defaults.lora_rate if lora else defaults.full_rate),
         save_steps=settings.save_steps or math.ceil(steps / 10),
         gradient_checkpointing=checkpointing,
+        # An adapter's base is frozen and needs no more digits than it has; weights that are trained do.
+        dtype="bfloat16" if cuda and lora else "float32",
         cuda=cuda,
     )
 
 
-def check_trl_options(options: dict[str, Any]) -> None:
-    """Refuses what TRL does not know, what has a setting of its own, and what resuming depends on.
+def check_options(settings: TrainSettings, objective: Objective) -> None:
+    """Refuses options that TRL, PEFT or transformers do not know, that have a setting, or that resuming depends on.
 
     Raises:
         UserError: Naming the nearest option or the setting to use.
     """
-    from trl import SFTConfig
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
 
-    known = {field.name for field in dataclasses.fields(SFTConfig)}
-    for key, value in options.items():
-        if key not in known:
-            raise UserError(
-                f"trl: SFTConfig has no option '{key}'{nearest(key, known)}",
-                remedy="see TRL's documentation of SFTConfig",
-            )
-        if key in OWN_OPTIONS:
-            own = OWN_OPTIONS[key]
-            raise UserError(f"trl: '{key}' is set by '{own}'", remedy=f"set {own} in place of trl.{key}")
-        if key in FIXED_OPTIONS:
-            raise UserError(
-                f"trl: '{key}' cannot be changed: resuming depends on it, or that rows are trained on as they are",
-                remedy="for that, train with the dataset's own train_with_trl.py",
-            )
-        if key == "model_init_kwargs" and not isinstance(value, dict):
-            raise UserError(
-                "trl: 'model_init_kwargs' is no mapping", remedy="give arguments of from_pretrained by name"
-            )
+    config = objective.config()
+    own, fixed = OWN_OPTIONS | objective.own_options, (*FIXED_OPTIONS, *objective.fixed_options)
+    _check("trl", settings.trl, _fields(config), config.__name__, own, fixed)
+    peft = {"r": "lora_r", "lora_alpha": "lora_alpha"}
+    _check("peft", settings.peft, _fields(LoraConfig), "LoraConfig", peft, ("task_type", "inference_mode"))
+    bits = set(inspect.signature(BitsAndBytesConfig.__init__).parameters) - {"self", "kwargs"}
+    _check("quantization", settings.quantization, bits, "BitsAndBytesConfig", {}, ())
+    given = settings.trl.get("model_init_kwargs", {})
+    if not isinstance(given, dict):
+        raise UserError("trl: 'model_init_kwargs' is no mapping", remedy="give arguments of from_pretrained by name")
+    if settings.quantization and settings.method != "qlora":
+        raise UserError(
+            f"quantization is for method qlora, and the method is {settings.method}", remedy="set method to qlora"
+        )
+    if settings.adapter and settings.method == "full":
+        raise UserError("an adapter is given, and the method is full", remedy="set method to lora or qlora")
 
 
-def trl_config(settings: TrainSftSettings, plan: Plan, output: Path) -> SFTConfig:
+def trl_config(
+    settings: TrainSettings, objective: Objective, data: TrainingData, plan: Plan, output: Path
+) -> TrainingArguments:
     """Builds TRL's configuration.
 
     Raises:
         UserError: TRL refuses a value.
     """
-    from trl import SFTConfig
-
+    config = objective.config()
     # Regrouping within an optimizer step saves padding and leaves the loss as it is; one row at a time needs none.
     # Its order ignores the seed, which is why the rows are shuffled before they get here.
-    rebalance = plan.micro_batch > 1 and plan.accumulation > 1
-    base_dtype = "bfloat16" if plan.cuda and settings.method == "lora" else "float32"
+    rebalance = plan.objective == "sft" and plan.micro_batch > 1 and plan.accumulation > 1
     options: dict[str, Any] = {
         "output_dir": str(output),
         "max_length": None,
         "per_device_train_batch_size": plan.micro_batch,
-        "per_device_eval_batch_size": 1,
+        "per_device_eval_batch_size": objective.least_micro,
         "gradient_accumulation_steps": plan.accumulation,
         "num_train_epochs": plan.epochs,
         "max_steps": settings.max_steps or -1,
@@ -177,24 +201,61 @@ def trl_config(settings: TrainSftSettings, plan: Plan, output: Path) -> SFTConfi
         "seed": settings.seed,
         "gradient_checkpointing": plan.gradient_checkpointing,
         "train_sampling_strategy": "batch_rebalance" if rebalance else "random",
+        "optim": plan.optimizer,
         "use_cpu": not plan.cuda,
         "bf16": plan.cuda,
-        "model_init_kwargs": {"dtype": base_dtype},
+        "model_init_kwargs": {"dtype": plan.dtype},
         "logging_steps": 1,
         "save_strategy": "steps",
         "save_steps": plan.save_steps,
         "save_total_limit": 2,
         "eval_strategy": "no",
-        "report_to": "none",
+        "report_to": settings.report_to or "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": plan.cuda,
     }
+    if plan.offload:
+        options["activation_offloading"] = True
+    known = _fields(config)
+    options = {name: value for name, value in options.items() if name in known}
+    options |= objective.options(settings, data)
     merged = {"model_init_kwargs": options["model_init_kwargs"] | settings.trl.get("model_init_kwargs", {})}
     try:
-        return SFTConfig(**(options | settings.trl | merged))
+        made: TrainingArguments = config(**(options | settings.trl | merged))
     except (ValueError, TypeError) as error:
         raise UserError(f"TRL refuses the settings: {error}", remedy="correct the option that it names") from error
+    return made
 
 
-def _divisor(number: int, most: int) -> int:
-    return max(candidate for candidate in range(1, min(number, most) + 1) if number % candidate == 0)
+def _fields(config: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config) if field.init}
+
+
+def _check(
+    section: str,
+    options: dict[str, Any],
+    known: set[str],
+    owner: str,
+    own: dict[str, str],
+    fixed: tuple[str, ...],
+) -> None:
+    for key in options:
+        if key not in known:
+            raise UserError(
+                f"{section}: {owner} has no option '{key}'{nearest(key, known)}",
+                remedy=f"see the documentation of {owner}",
+            )
+        if key in own:
+            raise UserError(f"{section}: '{key}' is set by '{own[key]}'", remedy=f"set {own[key]} in its place")
+        if key in fixed:
+            raise UserError(
+                f"{section}: '{key}' cannot be changed: resuming depends on it, or that rows are trained on as "
+                "they are",
+                remedy="for that, train with the dataset's own train_with_trl.py",
+            )
+
+
+def _divisor(number: int, most: int, least: int) -> int:
+    """The largest divisor up to `most`, or `least` where none reaches it."""
+    found = max(candidate for candidate in range(1, min(number, most) + 1) if number % candidate == 0)
+    return max(found, least)

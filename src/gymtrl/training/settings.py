@@ -1,4 +1,4 @@
-"""Settings of `train sft`; importing them costs nothing but pydantic."""
+"""Settings of `train`; importing them costs nothing but pydantic."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+_OPTIONS = "TRL, PEFT and transformers"
 
-class TrainSftSettings(BaseModel, extra="forbid"):
-    """How a model is trained on an SFT dataset folder."""
+
+class TrainSettings(BaseModel, extra="forbid"):
+    """How a model is trained, whatever the objective."""
 
     model: str | None = Field(
         default=None,
         description="Model to train: a folder or a hub id. Unset: the one that the dataset was made for",
         json_schema_extra={"source": "the dataset's manifest"},
     )
-    method: Literal["lora", "full"] = Field(
+    method: Literal["lora", "qlora", "full"] = Field(
         default="lora",
-        description="Train an adapter, or every weight",
+        description="Train an adapter, an adapter on a model in 4 bits (needs a GPU and bitsandbytes), or every weight",
         json_schema_extra={"source": "LoRA Without Regret: equal to full training on small and medium data"},
+    )
+    adapter: str | None = Field(
+        default=None,
+        description="Folder of a LoRA adapter of the same model to go on training, in place of a new one",
+        json_schema_extra={"source": "none: a new adapter"},
     )
     lora_r: int = Field(
         default=32,
@@ -32,14 +39,14 @@ class TrainSftSettings(BaseModel, extra="forbid"):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="Peak learning rate. Unset: 2e-4 for LoRA, 1e-5 for full training",
-        json_schema_extra={"source": "LoRA Without Regret: about ten times that of full training"},
+        description="Peak learning rate. Unset: by objective and method",
+        json_schema_extra={"source": "see docs/defaults.md"},
     )
     epochs: float | None = Field(
         default=None,
         gt=0,
-        description="Passes over the data. Unset: 2, or 1 above 20,000 rows",
-        json_schema_extra={"source": "Tülu 3"},
+        description="Passes over the data. Unset: by objective and size of the data",
+        json_schema_extra={"source": "see docs/defaults.md"},
     )
     max_steps: int | None = Field(
         default=None,
@@ -50,13 +57,13 @@ class TrainSftSettings(BaseModel, extra="forbid"):
     effective_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Rows an optimizer step. Unset: rows * epochs / 50, within 4 to 32",
+        description="Rows an optimizer step. Unset: rows * epochs / 50, within bounds of the objective",
         json_schema_extra={"source": "LoRA Without Regret: large batches hurt; ours: small data still gets its steps"},
     )
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Rows that are computed at once. Unset: 1 on CPU, 4 on a GPU; the loss does not depend on it",
+        description="Rows that one process computes at once. Unset: what fits the machine",
         json_schema_extra={"source": "measured: on CPU more rows at once cost memory and are no faster"},
     )
     warmup_ratio: float = Field(
@@ -85,11 +92,100 @@ class TrainSftSettings(BaseModel, extra="forbid"):
     )
     gradient_checkpointing: bool | None = Field(
         default=None,
-        description="Recompute activations to save memory. Unset: on a GPU yes, on CPU no",
+        description="Recompute activations to save memory. Unset: where it is needed to fit, and always on a GPU",
         json_schema_extra={"source": "TRL; on CPU it costs a fifth of the speed"},
+    )
+    nproc: int = Field(
+        default=1,
+        ge=1,
+        description="Processes on this machine, one a GPU",
+        json_schema_extra={"source": "one runs everywhere"},
+    )
+    engine: Literal["ddp", "fsdp2", "zero3"] = Field(
+        default="ddp",
+        description="How several processes share the model: a copy each, or in parts by FSDP2 or DeepSpeed ZeRO-3",
+        json_schema_extra={"source": "TRL's advice: DDP for LoRA, FSDP2 for full training"},
+    )
+    report_to: list[str] = Field(
+        default_factory=list,
+        description="Trackers to report to as well: tensorboard, wandb, trackio, mlflow; may be repeated",
+        json_schema_extra={"source": "none: metrics.jsonl and report.html are always written"},
     )
     trl: dict[str, Any] = Field(
         default_factory=dict,
-        description="Any further option of TRL's SFTConfig",
+        description="Any further option of TRL's configuration class of this objective",
         json_schema_extra={"source": "TRL"},
+    )
+    peft: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any further option of PEFT's LoraConfig",
+        json_schema_extra={"source": "PEFT"},
+    )
+    quantization: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any option of transformers' BitsAndBytesConfig, for qlora",
+        json_schema_extra={"source": "QLoRA, arXiv:2305.14314: NF4, double quantization"},
+    )
+
+
+class TrainSftSettings(TrainSettings):
+    """How a model is trained on an SFT dataset folder."""
+
+
+class TrainDpoSettings(TrainSettings):
+    """How a model is trained on a DPO dataset folder."""
+
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        description="How closely the policy is held to the reference",
+        json_schema_extra={"source": "TRL"},
+    )
+    loss_type: list[str] = Field(
+        default=["sigmoid", "sft"],
+        description="TRL's losses that are added up; may be repeated",
+        json_schema_extra={"source": "Iterative RPO, arXiv:2404.19733: keeps the chosen side likely"},
+    )
+    loss_weights: list[float] = Field(
+        default_factory=list,
+        description="Weight of each loss. Unset: one each",
+        json_schema_extra={"source": "Iterative RPO, arXiv:2404.19733"},
+    )
+
+
+class TrainKtoSettings(TrainSettings):
+    """How a model is trained on a KTO dataset folder."""
+
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        description="How closely the policy is held to the reference",
+        json_schema_extra={"source": "TRL"},
+    )
+    desirable_weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Weight of good rows. Unset: so that they weigh as much as the bad ones, or a little more",
+        json_schema_extra={"source": "KTO, arXiv:2402.01306, equation 8"},
+    )
+    undesirable_weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Weight of bad rows. Unset: so that they weigh as much as the good ones, or a little less",
+        json_schema_extra={"source": "KTO, arXiv:2402.01306, equation 8"},
+    )
+
+
+class TrainGrpoSettings(TrainSettings):
+    """How a model is trained on recorded groups; experimental."""
+
+    scheduler: str = Field(
+        default="constant",
+        description="Learning rate schedule, as transformers names it",
+        json_schema_extra={"source": "TRL"},
+    )
+    loss_type: str = Field(
+        default="topr",
+        description="topr, or one of TRL's losses for GRPO",
+        json_schema_extra={"source": "TOPR, arXiv:2503.14286"},
     )

@@ -94,7 +94,17 @@ def recipe_section(recipe: Path, section: str) -> dict[str, Any]:
     return content.get(section) or {}
 
 
-STAGES = ("filter", "format sft", "train sft", "validate", "compare", "gym setup")
+STAGES = (
+    "filter",
+    "format sft",
+    "train sft",
+    "train dpo",
+    "train kto",
+    "train grpo",
+    "validate",
+    "compare",
+    "gym setup",
+)
 """Stages that a recipe can hold a section for."""
 
 
