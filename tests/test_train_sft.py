@@ -22,8 +22,9 @@ from gymtrl.formats.sft import format_sft
 from gymtrl.training.checkpoints import Seal, last_sealed
 from gymtrl.training.data import read_dataset
 from gymtrl.training.plan import FIXED_OPTIONS, OWN_OPTIONS, plan, trl_config
+from gymtrl.training.prepare import train_inputs
 from gymtrl.training.progress import MetricsLog, read_metrics
-from gymtrl.training.run import train, train_inputs
+from gymtrl.training.run import train
 from gymtrl.training.settings import TrainSftSettings
 from gymtrl.training.sft import SFT
 from gymtrl.training.space import Sizes, bytes_needed, require_space

@@ -41,7 +41,8 @@ def kto(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
 
 def _train(name: str, dataset: Path, out: Path | None, stage: Stage) -> None:
     from gymtrl.cli.run import run_stage
-    from gymtrl.training.run import train, train_inputs
+    from gymtrl.training.prepare import train_inputs
+    from gymtrl.training.run import train
 
     folder = out or default_out([dataset], "trained")
     run_stage(

@@ -29,7 +29,8 @@ from gymtrl.reports.stage import render_manifest
 from gymtrl.rollouts.inspection import inspect_rollouts
 from gymtrl.selection.filter import files_read, filter_rollouts
 from gymtrl.selection.settings import FilterSettings
-from gymtrl.training.run import train, train_inputs
+from gymtrl.training.prepare import train_inputs
+from gymtrl.training.run import train
 from gymtrl.training.settings import TrainSftSettings
 from gymtrl.validation.collection import collect_rollouts
 from gymtrl.validation.session import gym_session
