@@ -139,14 +139,16 @@ def test_tokens_are_counted_where_trl_does_not(model: Path, tmp_path: Path) -> N
 
 def test_of_several_processes_only_the_first_writes_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "eval_loss": 1.0}\n{"step": 9, "eval_loss": 1.0}\n')
+    before = [{"step": 1, "eval_loss": 1.0}, {"step": 9, "event": "micro-batch halved"}]
+    for entry in (*before, {"step": 9, "eval_loss": 1.0}):
+        append_metrics(path, entry)
     monkeypatch.setenv("RANK", "1")
     log = MetricsLog(path, 4)
     log.event("something", 4)
-    assert log.kept == [{"step": 1, "eval_loss": 1.0}] and len(strict(path)) == 2
+    assert log.kept == before and len(strict(path)) == 3
     monkeypatch.setenv("RANK", "0")
     MetricsLog(path, 4).event("something", 4)
-    assert [line["step"] for line in strict(path)] == [1, 4]
+    assert strict(path) == [*before, {"step": 4, "event": "something"}]
 
 
 def narrated(model: Path, out: Path, objective: str, *, terminal: bool, steps: int = 4, **how: Any) -> str:

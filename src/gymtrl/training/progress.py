@@ -42,7 +42,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
     processes only the first writes; each of them knows `kept`.
 
     Args:
-        path (`Path`): The file. Lines after `resumed_step` come from steps that will be repeated and are removed.
+        path (`Path`): The file. Lines of steps after `resumed_step` are removed: these steps are repeated. Events stay.
         resumed_step (`int`): Step that the run starts from; 0 for a new run.
         count_tokens (`Callable[[], int]`, *optional*): Tokens computed since the start of the process, for a trainer
             that does not log `num_tokens`.
@@ -53,7 +53,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
 
     def __init__(self, path: Path, resumed_step: int, *, count_tokens: Callable[[], int] | None = None) -> None:
         self.path = path
-        self.kept = [entry for entry in read_metrics(path) if entry["step"] <= resumed_step]
+        self.kept = [entry for entry in read_metrics(path) if entry["step"] <= resumed_step or "event" in entry]
         self._resumed_step = resumed_step
         self._count_tokens = count_tokens
         self._writes = is_first_process()
