@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import BatchSampler
 
 import distributed_worker
 from gymtrl import RunError, UserError
@@ -111,7 +112,7 @@ def started(folder: Path, launch: Launch, module: str, **env: str) -> Supervised
     return Supervised(command, log=folder / "log", env=worker_environment(launch) | {"PYTHONPATH": path} | env, grace=5)
 
 
-def finished(process: Supervised, seconds: float = 120) -> int:
+def finished(process: Supervised, seconds: float = 300) -> int:
     end = time.monotonic() + seconds
     while (code := process.exit_code()) is None and time.monotonic() < end:
         time.sleep(0.05)
@@ -208,9 +209,21 @@ def test_when_one_process_is_killed_all_end_and_it_is_named(tmp_path: Path) -> N
     (tmp_path / "task").write_text("die")
     tag = uuid.uuid4().hex
     with started(tmp_path, TWO, "small_worker", TEST_TAG=tag) as process:
-        assert finished(process, 60) == 1
-        assert failed_rank(process.tail(100)) == FailedRank(1, -9)
+        assert finished(process) == 1
+        assert failed_rank(process.log.read_text()) == FailedRank(1, -9)
     assert tagged(tag) == []
+
+
+def test_of_many_nodes_the_first_to_fail_is_found() -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def report(rank: int, code: int, second: int) -> str:
+        failure = ProcessFailure(local_rank=rank, pid=9, exitcode=code, error_file="<N/A>")
+        failure.timestamp = second
+        return f"{ChildFailedError('worker', {rank: failure})}\n"
+
+    assert failed_rank(report(2, 1, 20) + report(3, -9, 10)) == FailedRank(3, -9)
+    assert failed_rank(report(2, 1, 20) + report(3, -15, 10)) == FailedRank(2, 1)
     assert failed_rank("all is well") is None
 
 
@@ -218,7 +231,7 @@ def test_stopping_ends_every_process(tmp_path: Path) -> None:
     (tmp_path / "task").write_text("sleep")
     tag = uuid.uuid4().hex
     with started(tmp_path, TWO, "small_worker", TEST_TAG=tag):
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while len(list(tmp_path.glob("started-*"))) < 2 and time.monotonic() < end:
             time.sleep(0.1)
         assert len(tagged(tag)) >= 3
@@ -241,8 +254,21 @@ def test_another_launcher_leaves_nothing_to_the_worker(monkeypatch: pytest.Monke
     assert worker_environment(ONE)["OMP_NUM_THREADS"] == "5"
     assert worker_environment(TWO)["OMP_NUM_THREADS"] == "2"
     assert worker_environment(SHARDED)["FSDP_VERSION"] == "2"
-    zero3 = worker_environment(Launch(4, cuda=True, engine="zero3"))
-    assert zero3["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3" and "ACCELERATE_USE_CPU" not in zero3
+    assert "ACCELERATE_USE_CPU" not in worker_environment(Launch(4, cuda=True, engine="fsdp2"))
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+def test_zero3_without_deepspeed_is_refused() -> None:
+    with pytest.raises(UserError, match="needs DeepSpeed"):
+        worker_environment(Launch(4, cuda=True, engine="zero3"))
+
+
+def test_rows_that_do_not_divide_are_taken_twice() -> None:
+    from accelerate.data_loader import BatchSamplerShard
+
+    batches = BatchSampler(range(7), batch_size=1, drop_last=False)
+    shares = [list(BatchSamplerShard(batches, num_processes=2, process_index=rank)) for rank in range(2)]
+    assert shares == [[[0], [2], [4], [6]], [[1], [3], [5], [0]]]
 
 
 @pytest.mark.parametrize("wrong", [{"processes": 3, "nodes": 2}, {"processes": 0}, {"processes": 2, "engine": "zero3"}])
@@ -312,7 +338,9 @@ def test_a_job_script_runs_the_same_command(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.rglob("pwned"))
 
 
-@pytest.mark.parametrize(("sent", "restarts", "queued"), [("USR1", 0, True), ("USR1", RESTARTS, False), ("TERM", 0, False)])
+@pytest.mark.parametrize(
+    ("sent", "restarts", "queued"), [("USR1", 0, True), ("USR1", RESTARTS, False), ("TERM", 0, False)]
+)
 def test_at_the_time_limit_the_run_stops_and_is_queued_again(
     slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: str, restarts: int, queued: bool
 ) -> None:
@@ -322,16 +350,11 @@ def test_at_the_time_limit_the_run_stops_and_is_queued_again(
     script = tmp_path / "job.sh"
     script.write_text(slurm_script(["train"], TWO, name="n", folder=tmp_path, hours=1))
     batch = subprocess.Popen(["bash", str(script)])
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not (tmp_path / "running").exists() and time.monotonic() < end:
         time.sleep(0.05)
     batch.send_signal(getattr(signal, f"SIG{sent}"))
-    assert batch.wait(20) != 0
+    assert batch.wait(60) != 0
     assert (tmp_path / "stopped").exists()
     asked = (slurm / "asked").read_text() if (slurm / "asked").exists() else ""
     assert asked == (f"requeue {os.getpid()}\n" if queued else "")
-
-
-def test_shell_words_survive() -> None:
-    text = slurm_script(EVIL, TWO, name="n", folder=Path("/"), hours=1)
-    assert f"{shlex.join([sys.executable, '-m', 'gymtrl', *EVIL])} &\n" in text

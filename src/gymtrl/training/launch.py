@@ -11,6 +11,7 @@ import re
 import sys
 import uuid
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,10 @@ _FOREIGN = re.compile(
 )
 """Variables by which another launcher would decide how many processes a worker believes in, or what they share."""
 
+_ROOT_CAUSE = re.compile(
+    r"^Root Cause .*?^\s*time\s*: (\S+).*?^\s*rank\s*: (\d+).*?^\s*exitcode\s*: (-?\d+)", re.MULTILINE | re.DOTALL
+)
+
 _FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -34,7 +39,7 @@ _FSDP2 = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",  # checkpoints that from_pretrained loads
     "FSDP_OFFLOAD_PARAMS": "false",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # no process holds all weights on its GPU, not even for a moment
     "FSDP_ACTIVATION_CHECKPOINTING": "false",
 }
 _ZERO3 = {
@@ -119,7 +124,8 @@ def worker_command(job_folder: Path, launch: Launch) -> list[str]:
     if launch.nodes == 1:
         return [*torchrun, "--standalone", "--local-addr", "127.0.0.1", *program]
     # A name of its own for every attempt, so that what is left of one before is never taken for a part of it.
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{launch.host}:{launch.port}", "--rdzv-id", uuid.uuid4().hex]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{launch.host}:{launch.port}"]
+    meeting += ["--rdzv-id", uuid.uuid4().hex]
     # Without --quit-on-interrupt, srun answers the first SIGINT with a report and goes on.
     srun = ["srun", f"--nodes={launch.nodes}", f"--ntasks={launch.nodes}", "--ntasks-per-node=1"]
     return [*srun, "--kill-on-bad-exit=1", "--quit-on-interrupt", *torchrun, *meeting, *program]
@@ -133,7 +139,12 @@ def worker_environment(launch: Launch) -> dict[str, str]:
 
     Returns:
         `dict[str, str]`: The whole environment. Each process gets its share of our threads.
+
+    Raises:
+        UserError: DeepSpeed is not installed, and the engine is its.
     """
+    if launch.engine == "zero3" and find_spec("deepspeed") is None:
+        raise UserError("the engine zero3 needs DeepSpeed", remedy="pip install deepspeed, or choose fsdp2")
     made = {name: value for name, value in os.environ.items() if not _FOREIGN.fullmatch(name)}
     if launch.processes == 1:
         if launch.cuda:
@@ -161,5 +172,9 @@ def failed_rank(log: str) -> FailedRank | None:
     Returns:
         `FailedRank`: `None` where torchrun told of no failure.
     """
-    told = re.findall(r"^Root Cause .*?^\s*rank\s*: (\d+).*?^\s*exitcode\s*: (-?\d+)", log, re.MULTILINE | re.DOTALL)
-    return FailedRank(int(told[-1][0]), int(told[-1][1])) if told else None
+    told = _ROOT_CAUSE.findall(log)
+    if not told:
+        return None
+    # Every node tells of its own. What was asked to end (SIGTERM) is no cause.
+    _, _, rank, code = min((code == "-15", time, int(rank), int(code)) for time, rank, code in told)
+    return FailedRank(rank, code)

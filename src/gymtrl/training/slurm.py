@@ -75,8 +75,9 @@ def slurm_script(arguments: Sequence[str], launch: Launch, *, name: str, folder:
     }
     if launch.cuda:
         options["gpus-per-node"] = str(launch.per_node)
+    lines = [f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}" for key, value in options.items()]
     return _SCRIPT.format(
-        options="\n".join(f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}" for key, value in options.items()),
+        options="\n".join(lines),
         folder=shlex.quote(str(folder.absolute())),
         command=shlex.join([sys.executable, "-m", "gymtrl", *arguments]),
         restarts=RESTARTS,
