@@ -164,6 +164,13 @@ def test_the_schema_takes_what_is_right_and_refuses_what_is_not(tmp_path: Path) 
         assert shapes["additionalProperties"] is False and shapes["properties"].keys() == model.model_fields.keys()
 
 
+def test_the_recipe_of_the_readme_is_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
+    assert read_recipe(written(tmp_path, text)).sections.keys() == {"filter", "train sft"}
+    Draft202012Validator(recipe_schema()).validate(yaml.safe_load(text))
+
+
 def test_the_schema_is_printed() -> None:
     done = subprocess.run([sys.executable, "-m", "gymtrl", "schema"], capture_output=True, text=True)
     assert json.loads(done.stdout) == recipe_schema() and not done.stderr

@@ -70,7 +70,7 @@ class JobSettings(BaseModel, extra="forbid"):
     )
     out: Path | None = Field(
         default=None,
-        description="Folder to write, with one folder a stage in it. Unset: runs/<name of the rollouts>",
+        description="Folder to write, with one folder a stage in it. Unset: runs/NAME, by the name of the rollouts",
         json_schema_extra={"source": "where the verbs write without -o"},
     )
     objective: Objective = Field(
