@@ -88,7 +88,7 @@ def test_killed_in_training_it_goes_on_to_the_same_model_and_then_is_up_to_date(
     assert not (job / "out" / "trained").exists()
 
     shown = StringIO()
-    show_job(open_job(Path("recipe.yaml")), Console(file=shown, width=100))
+    show_job(open_job(Path("recipe.yaml")), console=Console(file=shown, width=100))
     dry = shown.getvalue()
     assert "filter → out/filter: up to date" in dry and "format sft → out/sft: up to date" in dry
     assert "train sft → out/trained: to do" in dry and "not used for this objective: format dpo" in dry
@@ -129,8 +129,10 @@ def test_a_changed_setting_redoes_its_stage_and_the_rest(job: Path) -> None:
     recipe.write_text(recipe.read_text().replace("lora_r': 4", "lora_r': 2"))
     assert [step.done() for step in open_job(recipe).steps] == [True, True, False]
     recipe.write_text(recipe.read_text().replace("  seed: 3", "  seed: 4"))
-    show_job(open_job(recipe), console)
+    show_job(open_job(recipe), console=console)
     assert out.getvalue()[len(shown) :].count(": to do") == 3
+    show_job(open_job(recipe), start=Stage.TRAIN, console=console)
+    assert out.getvalue().count(": taken as it is") == 2 and out.getvalue().count(": to do") == 4
 
     taken, made = (Path("out", name, "manifest.json").read_bytes() for name in ("filter", "sft"))
     assert run_job(open_job(recipe), start=Stage.FORMAT, console=console) == 0

@@ -52,7 +52,7 @@ def run(
 
     job = open_job(recipe)
     if dry_run:
-        show_job(job)
+        show_job(job, start=start)
     else:
         raise typer.Exit(run_job(job, start=start))
 

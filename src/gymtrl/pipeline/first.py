@@ -15,6 +15,7 @@ import polars as pl
 import psutil
 import yaml
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from gymtrl.errors import UserError
 from gymtrl.pipeline.schema import recipe_schema
@@ -145,9 +146,8 @@ def recipe_text(rollouts: Sequence[Path], model: str, out: Path, summary: Summar
 def _section(verb: str, words: str, summary: Summary) -> list[str]:
     """A section: each setting below what it means and where its default comes from."""
     lines = [*_comment(words), f"{verb}:"]
-    values, notes = _of_the_rollouts(summary)
-    model = SECTIONS[verb]
-    for name, field in model.model_fields.items():
+    values, notes = _of_the_rollouts(summary) if verb == "filter" else ({}, {})
+    for name, field in SECTIONS[verb].model_fields.items():
         if name == "model":  # named for the whole job
             continue
         lines += [*_comment(f"{_words(field)} {notes.get(name, '')}", indent="  ")]
@@ -159,7 +159,7 @@ def _section(verb: str, words: str, summary: Summary) -> list[str]:
 
 
 def _of_the_rollouts(summary: Summary) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings for which the rollouts ask for another value than the default, and what they say of one."""
+    """Settings of the filter that these rollouts want otherwise than by default, and what they say of one."""
     good = summary.good_for
     known = good.threshold is not None or good.thresholds
     threshold = f"Of these rollouts: {good.threshold:g}." if good.threshold is not None else good.threshold_why
@@ -177,8 +177,7 @@ def _words(field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> Any:
     if field.is_required():
         return None
-    value = field.get_default(call_default_factory=True)
-    return list(value) if isinstance(value, tuple) else value
+    return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def _comment(text: str, indent: str = "") -> list[str]:

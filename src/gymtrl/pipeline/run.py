@@ -121,12 +121,11 @@ def run_job(job: Job, *, start: Stage | None = None, console: Console | None = N
     """
     console = console or Console()
     clock = Clock(console)
-    first = list(Stage).index(start) if start is not None else 0
-    steps = [step for step in job.steps if list(Stage).index(Stage(step.stage)) >= first]
+    steps = _from(job, start)
     _look_ahead(job, steps, start)
     if job.unused:
         console.print(f"not used for this objective: {', '.join(job.unused)}", style="dim")
-    if first == 0:
+    if start in (None, Stage.INSPECT):
         _inspect(job, clock, anew=start is not None)
     for step in steps:
         clock.go(step, _WHAT[step.stage], anew=start is not None)
@@ -139,22 +138,32 @@ def run_job(job: Job, *, start: Stage | None = None, console: Console | None = N
     return exit_status(read_comparison(job.steps[-1].folder), job.resolved["validate"].settings.fail_on)
 
 
-def show_job(job: Job, console: Console | None = None) -> None:
+def show_job(job: Job, *, start: Stage | None = None, console: Console | None = None) -> None:
     """Prints what a run would do: of each stage whether it is up to date, and the settings that are no defaults.
 
     Args:
         job (`Job`): As `open_job` returns it.
+        start (`Stage`, *optional*): As of `run_job`.
         console (`Console`, *optional*): Standard output unless given.
     """
     console = console or Console()
-    fresh = True
+    steps, stale = _from(job, start), start is not None
     for step in job.steps:
-        fresh = fresh and step.done()  # a stage that is done anew makes the next one stale
-        state = "[green]up to date[/]" if fresh else "to do"
+        if step in steps:
+            stale = stale or not step.done()  # a stage that is done anew makes the next one stale
+            state = "to do" if stale else "[green]up to date[/]"
+        else:
+            state = "taken as it is"
         console.print(f"[bold cyan]{step.verb}[/] → {escape(plain(str(step.folder)))}: {state}", soft_wrap=True)
         console.print(_not_default(job.resolved[step.verb]))
     if job.unused:
         console.print(f"not used for this objective: {', '.join(job.unused)}")
+
+
+def _from(job: Job, start: Stage | None) -> list[Step]:
+    """The steps of a stage and of those after it."""
+    order = list(Stage)
+    return [step for step in job.steps if start is None or order.index(Stage(step.stage)) >= order.index(start)]
 
 
 def _not_default(resolved: Resolved[Any]) -> Table:
