@@ -19,15 +19,9 @@ from pydantic import BaseModel
 from gymtrl.formats.card import COLUMN_WORDS
 from gymtrl.formats.dataset import COLUMNS as DATASET_COLUMNS
 from gymtrl.formats.reasons import CHOICE_DROPS, ROW_DROPS, Drop
-from gymtrl.formats.settings import (
-    FormatDpoSettings,
-    FormatGrpoSettings,
-    FormatKtoSettings,
-    FormatRewardSettings,
-    FormatSftSettings,
-)
 from gymtrl.home import gymtrl_home
 from gymtrl.models.smollm2 import make_smollm2
+from gymtrl.pipeline.sections import SECTIONS, JobSettings
 from gymtrl.rollouts.columns import COLUMNS
 from gymtrl.rollouts.reasons import FAULTS, FLAGS, REASONS
 from gymtrl.selection.rules import RULES
@@ -79,11 +73,12 @@ def _settings_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     shapes = model.model_json_schema()["properties"]
     rows = {}
     for name, field in model.model_fields.items():
-        assert isinstance(field.json_schema_extra, dict)
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         value = "-".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default).lower()
-        default = "" if field.is_required() or field.default is None else f"`{value}`"
-        source = str(field.json_schema_extra["source"])
-        also = field.json_schema_extra.get("flags", [])
+        unset = field.is_required() or field.default is None or field.default_factory is not None
+        default = "" if unset else f"`{value}`"
+        source = str(extra.get("source", ""))
+        also = extra.get("flags", [])
         assert isinstance(also, list)
         flags = ", ".join(f"`{flag}`" for flag in (f"--{name.replace('_', '-')}", *also))
         rows[name] = (flags, _shape(shapes[name]), default, field.description or "", source)
@@ -91,13 +86,43 @@ def _settings_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
 
 
 def _format_settings() -> str:
-    verbs: dict[tuple[str, ...], list[str]] = {}
-    for verb, model in _FORMATS.items():
-        for row in _settings_of(model).values():
-            verbs.setdefault(row, []).append(verb)
     head = ("flag", "verbs", "type", "default", "what it does", "where the default comes from")
-    told = {row: "all" if len(names) == len(_FORMATS) else ", ".join(names) for row, names in verbs.items()}
-    return _table(head, ((flag, told[flag, *rest], *rest) for flag, *rest in verbs))
+    return _table(head, _shared({verb: list(_settings_of(model).values()) for verb, model in _FORMATS.items()}))
+
+
+def _shared(rows: dict[str, list[tuple[str, ...]]]) -> Iterable[tuple[str, ...]]:
+    """The rows of several tables in one, in whose second column stands which of them have the row."""
+    having: dict[tuple[str, ...], list[str]] = {}
+    for name, own in rows.items():
+        for row in own:
+            having.setdefault(row, []).append(name)
+    for row, names in having.items():
+        yield row[0], "all" if len(names) == len(rows) else ", ".join(names), *row[1:]
+
+
+def _job_keys() -> str:
+    return _table(("key", *_HEAD), _keys_of(JobSettings))
+
+
+def _recipe_sections() -> str:
+    """A table for each verb; its kinds, such as those of format, share one."""
+    verbs: dict[str, dict[str, type[BaseModel]]] = {}
+    for section, model in SECTIONS.items():
+        verb, _, kind = section.partition(" ")
+        verbs.setdefault(verb, {})[kind] = model
+    parts = []
+    for verb, kinds in verbs.items():
+        rows = {kind: _keys_of(model) for kind, model in kinds.items()}
+        title = ", ".join(f"`{verb} {kind}`" if kind else f"`{verb}`" for kind in kinds)
+        table = (
+            _table(("key", "of", *_HEAD), _shared(rows)) if len(rows) > 1 else _table(("key", *_HEAD), *rows.values())
+        )
+        parts.append(f"### {title}\n\n{table}")
+    return "\n".join(parts)
+
+
+def _keys_of(model: type[BaseModel]) -> list[tuple[str, ...]]:
+    return [(f"`{name}`", *row[1:]) for name, row in _settings_of(model).items()]
 
 
 def _dataset_columns() -> str:
@@ -123,8 +148,8 @@ def _shape(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         return "two numbers" if "prefixItems" in schema else f"{_shape(schema['items'])}s"
     if schema.get("format") == "path":
-        return "file"
-    return {"string": "text", "boolean": "yes or no"}.get(schema["type"], schema["type"])
+        return "path"
+    return {"string": "text", "boolean": "yes or no", "object": "mapping"}.get(schema["type"], schema["type"])
 
 
 def _templates() -> str:
@@ -166,13 +191,8 @@ def _tags(text: str) -> str:
     return re.sub(r"(</?think>|--[a-z][a-z-]+)", r"`\1`", text)
 
 
-_FORMATS = {
-    "sft": FormatSftSettings,
-    "dpo": FormatDpoSettings,
-    "kto": FormatKtoSettings,
-    "grpo": FormatGrpoSettings,
-    "reward": FormatRewardSettings,
-}
+_HEAD = ("type", "default", "what it does", "where the default comes from")
+_FORMATS = {verb.split()[1]: model for verb, model in SECTIONS.items() if verb.startswith("format ")}
 _PARTS: dict[str, Callable[[], str]] = {
     "context": lambda: _verdicts("context"),
     "reject": lambda: _verdicts("reject"),
@@ -183,6 +203,8 @@ _PARTS: dict[str, Callable[[], str]] = {
     "rules": _rules,
     "settings": _settings,
     "formatsettings": _format_settings,
+    "jobkeys": _job_keys,
+    "recipesections": _recipe_sections,
     "formatcolumns": _dataset_columns,
     "rowdrops": lambda: _drops(ROW_DROPS),
     "choicedrops": lambda: _drops(CHOICE_DROPS),

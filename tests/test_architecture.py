@@ -24,6 +24,18 @@ ALLOWED = {
     "exports": {"rollouts", "models", "workspace"},
     "validation": {"gym", "serving", "comparison", "workspace"},
     "reports": {"rollouts", "selection", "formats", "comparison", "workspace"},
+    "pipeline": {
+        "rollouts",
+        "selection",
+        "formats",
+        "exports",
+        "training",
+        "gym",
+        "comparison",
+        "validation",
+        "reports",
+        "workspace",
+    },
 }
 ON_TOP = {"demo", "cli"}
 
@@ -57,6 +69,7 @@ def test_imports_point_one_way(room: str) -> None:
         "gymtrl.selection.pairs",
         "gymtrl.comparison.compare",
         "gymtrl.exports.export",
+        "gymtrl.pipeline.run",
         "gymtrl.cli.main",
     ],
 )

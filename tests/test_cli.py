@@ -29,6 +29,9 @@ VERBS = [
     "train sft",
     "validate",
     "compare",
+    "init",
+    "run",
+    "schema",
     "gym setup",
     "gym status",
     "model",
@@ -89,7 +92,7 @@ def test_dry_run_prints_value_and_origin(rollouts: Path, tmp_path: Path) -> None
     recipe.write_text("filter:\n  cap_per_task: 2\n")
     done = run("filter", rollouts, "--recipe", recipe, "--validation", "0.2", "--dry-run", "--json", cwd=tmp_path)
     shown = json.loads(done.stdout)["settings"]
-    assert shown["cap_per_task"] == {"value": 2, "origin": f"recipe {recipe}"}
+    assert shown["cap_per_task"] == {"value": 2, "origin": f"recipe {recipe}:2"}
     assert shown["validation"] == {"value": 0.2, "origin": "flag --validation"}
     assert (
         "RFT" in json.loads(run("filter", rollouts, "--dry-run", "--json").stdout)["settings"]["cap_per_task"]["origin"]

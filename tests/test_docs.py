@@ -15,6 +15,7 @@ import pytest
 from gymtrl.formats.masks import NOT_PRESERVING
 from gymtrl.formats.preference import _DIFFERS, _NO_PAIR
 from gymtrl.formats.reasons import DROPS
+from gymtrl.pipeline.sections import SECTIONS, JobSettings
 from gymtrl.rollouts.columns import COLUMNS
 from gymtrl.rollouts.reader import read_lines
 from gymtrl.rollouts.reasons import FAULTS, FLAGS, REASONS, remedy_for
@@ -24,7 +25,7 @@ from rows import row
 from test_conformance import expected_verdicts
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("verdicts.md", "filter.md", "formats.md")
+PAGES = ("verdicts.md", "filter.md", "formats.md", "recipe.md")
 SOURCE = DOCS.parent / "src" / "gymtrl"
 
 USER = {"role": "user", "content": "q"}
@@ -117,9 +118,12 @@ def test_every_generated_part_stands_in_a_page() -> None:
     text = "".join(page.read_text() for page in sorted(DOCS.glob("*.md")))
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
     expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
-    assert sorted(parts) == sorted([*expected, "formatcolumns", "formatsettings", "rowdrops", "choicedrops"])
+    expected += ["formatcolumns", "formatsettings", "rowdrops", "choicedrops", "jobkeys", "recipesections"]
+    assert sorted(parts) == sorted(expected)
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
+    recipe = (DOCS / "recipe.md").read_text()
+    assert all(f"| `{name}` |" in recipe for model in (JobSettings, *SECTIONS.values()) for name in model.model_fields)
 
 
 def test_every_flag_of_a_setting_is_named() -> None:

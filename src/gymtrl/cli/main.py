@@ -11,11 +11,25 @@ import typer
 from typer.core import TyperGroup
 
 from gymtrl import __version__
-from gymtrl.cli import compare, demo, export, filter, format, gym, inspect, model, train, validate
+from gymtrl.cli import compare, demo, export, filter, format, gym, inspect, model, recipe, train, validate
 from gymtrl.errors import GymtrlError, RunError
 from gymtrl.text import plain
 
-VERBS = ("inspect", "filter", "format", "export", "train", "validate", "compare", "gym", "model", "demo")
+VERBS = (
+    "inspect",
+    "filter",
+    "format",
+    "export",
+    "train",
+    "validate",
+    "compare",
+    "init",
+    "run",
+    "schema",
+    "gym",
+    "model",
+    "demo",
+)
 
 
 class _InOrder(TyperGroup):
@@ -61,6 +75,7 @@ export.register(app)
 train.register(app)
 validate.register(app)
 compare.register(app)
+recipe.register(app)
 gym.register(app)
 model.register(app)
 demo.register(app)

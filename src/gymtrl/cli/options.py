@@ -14,7 +14,9 @@ import typer
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from gymtrl.pipeline.sections import read_recipe
 from gymtrl.workspace.settings import Resolved, resolve
+from gymtrl.workspace.stage import job_folder
 
 Out = Annotated[
     Path | None,
@@ -62,7 +64,8 @@ def stage_options(
             # A list option that is not given comes as an empty list.
             flags = {p.name: None if (value := arguments.pop(p.name)) == [] else value for p in fields}
             recipe, sets, as_json, dry_run = (arguments.pop(n) for n in ("recipe", "sets", "as_json", "dry_run"))
-            resolved = resolve(model, section=section, recipe=recipe, flags=flags, sets=sets or ())
+            read = read_recipe(recipe) if recipe is not None else None
+            resolved = resolve(model, section=section, recipe=read, flags=flags, sets=sets or ())
             if dry_run and preview is not None:
                 preview(resolved, as_json=as_json, **arguments)
             elif dry_run:
@@ -106,9 +109,7 @@ def default_out(inputs: Sequence[Path], stage: str) -> Path:
     first = inputs[0]
     if (first / "manifest.json").is_file():
         return first.parent / stage
-    name = first.resolve().stem if str(first) != "-" else "stdin"
-    generic = name in ("rollouts", "results")
-    return Path("runs") / (first.resolve().parent.name if generic else name) / stage
+    return job_folder(first) / stage
 
 
 _RECIPE = Annotated[

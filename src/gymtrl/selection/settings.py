@@ -34,7 +34,7 @@ def _read_share(value: Any) -> Any:
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 HeldOut = Annotated[float, Field(ge=0.0, lt=1.0), BeforeValidator(_read_share)]
-Band = Annotated[tuple[Share, Share], BeforeValidator(_read_band), AfterValidator(_in_order)]
+Band = Annotated[tuple[Share, Share], BeforeValidator(_read_band, tuple[Share, Share] | str), AfterValidator(_in_order)]
 Names = Annotated[list[str], Field(min_length=1)]
 
 

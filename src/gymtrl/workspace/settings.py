@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from gymtrl.errors import UserError
+from gymtrl.workspace.recipe import Recipe, read_value, require_known
+from gymtrl.workspace.recipe import nearest as nearest
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -22,7 +22,8 @@ class Resolved(Generic[S]):
 
     Attributes:
         settings (`BaseModel`): The validated settings.
-        origins (`dict[str, str]`): Field → `default (source)`, `recipe FILE` or `flag`.
+        origins (`dict[str, str]`): Field → `default (source)`, `recipe FILE:LINE`, `flag --NAME`, or what the
+            caller named.
     """
 
     settings: S
@@ -33,7 +34,8 @@ def resolve(
     model: type[S],
     *,
     section: str,
-    recipe: Path | None = None,
+    recipe: Recipe | None = None,
+    given: Mapping[str, tuple[Any, str]] | None = None,
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
 ) -> Resolved[S]:
@@ -42,23 +44,25 @@ def resolve(
     Args:
         model (`type[BaseModel]`): The stage's settings.
         section (`str`): Its section of the recipe: the verb, such as `format sft`.
-        recipe (`Path`, *optional*): YAML file with a section per stage.
+        recipe (`Recipe`, *optional*): May have a section for the stage, and name the model.
+        given (`Mapping[str, tuple[Any, str]]`, *optional*): Field → value and origin, from the stages before; all else
+            wins over it.
         flags (`Mapping[str, Any]`, *optional*): Field → value; `None` means not given.
         sets (`Sequence[str]`): `key=value` pairs; the value is read as YAML, a dotted key goes into a mapping.
 
     Raises:
-        UserError: Unknown key (the nearest is named), bad value, unreadable recipe.
+        UserError: Unknown key (the nearest is named) or bad value.
     """
     values: dict[str, Any] = {}
     origins = {name: _default_origin(model, name) for name in model.model_fields}
+    for key, (value, origin) in (given or {}).items():
+        values[key], origins[key] = value, origin
     if recipe is not None:
-        for name, value in recipe_section(recipe, section).items():
-            key = str(name)
-            _known(key, model.model_fields, f"{recipe}: section '{section}'")
-            values[key], origins[key] = value, f"recipe {recipe}"
+        for key, entry in recipe.settings_of(section, model.model_fields).items():
+            values[key], origins[key] = entry.value, recipe.origin(entry)
     for key, value in _pairs(sets):
         head, _, rest = key.partition(".")
-        _known(head, model.model_fields, "--set")
+        require_known(head, model.model_fields, "--set")
         below = values.get(head) or {}
         if rest and not isinstance(below, dict):
             raise UserError(f"--set {key}: {head} is no mapping but {below!r}", remedy=f"see {origins[head]}")
@@ -67,57 +71,19 @@ def resolve(
     for key, value in (flags or {}).items():
         if value is not None:
             values[key], origins[key] = value, f"flag --{key.replace('_', '-')}"
-    try:
-        return Resolved(model(**values), origins)
-    except ValidationError as error:
-        raise UserError(_explain(error, origins), remedy=f"see 'gymtrl {section} --help'") from None
+    return Resolved(validated(model, values, origins, remedy=f"see 'gymtrl {section} --help'"), origins)
 
 
-def recipe_section(recipe: Path, section: str) -> dict[str, Any]:
-    """Returns one section of a recipe, `{}` where the recipe has none.
+def validated(model: type[S], values: Mapping[str, Any], origins: Mapping[str, str], *, remedy: str) -> S:
+    """Makes settings of values.
 
     Raises:
-        UserError: The file is missing, no YAML, or no mapping of stages.
+        UserError: A value is bad or missing; it names where the value came from.
     """
     try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{recipe}: {error.strerror}", remedy="give the path of a recipe (YAML)") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe}: not YAML: {error}", remedy="mend the line that it names") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
-        raise UserError(f"{recipe}: expected a section per stage, such as 'filter:'", remedy="see the README's recipe")
-    for key in content:
-        _known(str(key), STAGES, str(recipe))
-    return content.get(section) or {}
-
-
-STAGES = (
-    "filter",
-    "format sft",
-    "train sft",
-    "train dpo",
-    "train kto",
-    "train grpo",
-    "validate",
-    "compare",
-    "gym setup",
-)
-"""Stages that a recipe can hold a section for."""
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean 'x'?` for the known key nearest to `key`, `""` where none is near."""
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def _known(key: str, known: Iterable[str], where: str) -> None:
-    names = list(known)
-    if key not in names:
-        raise UserError(f"{where}: unknown key '{key}'{nearest(key, names)}", remedy=f"known: {', '.join(names)}")
+        return model(**values)
+    except ValidationError as error:
+        raise UserError(_explain(error, origins), remedy=remedy) from None
 
 
 def _pairs(sets: Sequence[str]) -> list[tuple[str, Any]]:
@@ -127,8 +93,8 @@ def _pairs(sets: Sequence[str]) -> list[tuple[str, Any]]:
         if not equals:
             raise UserError(f"--set {item}: expected key=value", remedy="for example --set epochs=3")
         try:
-            pairs.append((key.strip(), yaml.safe_load(value)))
-        except yaml.YAMLError as error:
+            pairs.append((key.strip(), read_value(value)))
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {item}: {error}", remedy="the value is read as YAML") from None
     return pairs
 
