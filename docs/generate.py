@@ -16,6 +16,8 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
+from gymtrl.doctor.rule import MOMENTS, OBJECTIVES
+from gymtrl.doctor.rules import RULES as DOCTOR_RULES
 from gymtrl.formats.card import COLUMN_WORDS
 from gymtrl.formats.dataset import COLUMNS as DATASET_COLUMNS
 from gymtrl.formats.reasons import CHOICE_DROPS, ROW_DROPS, Drop
@@ -115,6 +117,34 @@ def _drops(drops: dict[str, Drop]) -> str:
     return _table(("code", "what it means", "what to do"), rows)
 
 
+def _doctor() -> str:
+    head = (
+        "code",
+        "severity",
+        "objectives",
+        "when",
+        "what is the matter, and the likely cause",
+        "what to do",
+        "threshold",
+    )
+    names = {"objective": "OBJECTIVE", "dataset": "DATASET", "rate": "RATE", "epochs": "N"}
+    return _table(
+        head,
+        (
+            (
+                f"`{rule.code}`",
+                rule.severity,
+                "all" if rule.objectives == OBJECTIVES else ", ".join(rule.objectives),
+                ", ".join(_MOMENTS[moment] for moment in MOMENTS if moment in rule.when),
+                f"{rule.title}. {_tags(rule.cause)}",
+                _tags(rule.remedy.format_map(names)) + ".",
+                rule.source + (". Ends the run" if rule.stops else ""),
+            )
+            for rule in DOCTOR_RULES
+        ),
+    )
+
+
 def _shape(schema: dict[str, Any]) -> str:
     """The type of a setting in words, from its JSON schema."""
     schema = next((one for one in schema.get("anyOf", []) if one["type"] != "null"), schema)
@@ -166,6 +196,7 @@ def _tags(text: str) -> str:
     return re.sub(r"(</?think>|--[a-z][a-z-]+)", r"`\1`", text)
 
 
+_MOMENTS = {"preflight": "before", "live": "in training", "after": "afterwards"}
 _FORMATS = {
     "sft": FormatSftSettings,
     "dpo": FormatDpoSettings,
@@ -188,6 +219,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "choicedrops": lambda: _drops(CHOICE_DROPS),
     "templates": _templates,
     "refusals": _refusals,
+    "doctor": _doctor,
 }
 
 

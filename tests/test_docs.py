@@ -116,7 +116,19 @@ def test_generated_parts_are_up_to_date() -> None:
 def test_every_generated_part_stands_in_a_page() -> None:
     text = "".join(page.read_text() for page in sorted(DOCS.glob("*.md")))
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
-    expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
+    expected = [
+        "context",
+        "reject",
+        "skip",
+        "faults",
+        "flags",
+        "columns",
+        "rules",
+        "settings",
+        "templates",
+        "refusals",
+        "doctor",
+    ]
     assert sorted(parts) == sorted([*expected, "formatcolumns", "formatsettings", "rowdrops", "choicedrops"])
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))

@@ -11,11 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from gymtrl import __version__
-from gymtrl.cli import compare, demo, export, filter, format, gym, inspect, model, train, validate
+from gymtrl.cli import compare, demo, doctor, export, filter, format, gym, inspect, model, train, validate
 from gymtrl.errors import GymtrlError, RunError
 from gymtrl.text import plain
 
-VERBS = ("inspect", "filter", "format", "export", "train", "validate", "compare", "gym", "model", "demo")
+VERBS = ("inspect", "filter", "format", "export", "train", "doctor", "validate", "compare", "gym", "model", "demo")
 
 
 class _InOrder(TyperGroup):
@@ -59,6 +59,7 @@ filter.register(app)
 format.register(app)
 export.register(app)
 train.register(app)
+doctor.register(app)
 validate.register(app)
 compare.register(app)
 gym.register(app)
