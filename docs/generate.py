@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
-from gymtrl.doctor.rule import MOMENTS, OBJECTIVES
+from gymtrl.doctor.rule import OBJECTIVES
 from gymtrl.doctor.rules import RULES as DOCTOR_RULES
 from gymtrl.formats.card import COLUMN_WORDS
 from gymtrl.formats.dataset import COLUMNS as DATASET_COLUMNS
@@ -118,31 +118,20 @@ def _drops(drops: dict[str, Drop]) -> str:
 
 
 def _doctor() -> str:
-    head = (
-        "code",
-        "severity",
-        "objectives",
-        "when",
-        "what is the matter, and the likely cause",
-        "what to do",
-        "threshold",
-    )
     names = {"objective": "OBJECTIVE", "dataset": "DATASET", "rate": "RATE", "epochs": "N"}
-    return _table(
-        head,
+    rows = (
         (
-            (
-                f"`{rule.code}`",
-                rule.severity,
-                "all" if rule.objectives == OBJECTIVES else ", ".join(rule.objectives),
-                ", ".join(_MOMENTS[moment] for moment in MOMENTS if moment in rule.when),
-                f"{rule.title}. {_tags(rule.cause)}",
-                _tags(rule.remedy.format_map(names)) + ".",
-                rule.source + (". Ends the run" if rule.stops else ""),
-            )
-            for rule in DOCTOR_RULES
-        ),
+            f"`{rule.code}`",
+            rule.severity,
+            "all" if rule.objectives == OBJECTIVES else ", ".join(rule.objectives),
+            ", ".join(words for moment, words in _MOMENTS.items() if moment in rule.when),
+            f"{rule.title}. {_code(rule.cause)}",
+            _code(rule.remedy.format_map(names)) + ".",
+            rule.source + (". Ends the run" if rule.stops else ""),
+        )
+        for rule in DOCTOR_RULES
     )
+    return _table(("code", "severity", "objectives", "when", "what it means", "what to do", "threshold"), rows)
 
 
 def _shape(schema: dict[str, Any]) -> str:
@@ -194,6 +183,11 @@ def _outcomes() -> tuple[list[str], dict[str, dict[str, str]]]:
 def _tags(text: str) -> str:
     """Words with what looks like a tag or a flag as code, so that Markdown shows it."""
     return re.sub(r"(</?think>|--[a-z][a-z-]+)", r"`\1`", text)
+
+
+def _code(text: str) -> str:
+    """Words with quoted commands and flags as code."""
+    return re.sub(r"'(gymtrl [^']+)'|(--[a-z][a-z-]+)", lambda found: f"`{found[1] or found[2]}`", text)
 
 
 _MOMENTS = {"preflight": "before", "live": "in training", "after": "afterwards"}

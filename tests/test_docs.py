@@ -127,9 +127,8 @@ def test_every_generated_part_stands_in_a_page() -> None:
         "settings",
         "templates",
         "refusals",
-        "doctor",
     ]
-    assert sorted(parts) == sorted([*expected, "formatcolumns", "formatsettings", "rowdrops", "choicedrops"])
+    assert sorted(parts) == sorted([*expected, "doctor", "formatcolumns", "formatsettings", "rowdrops", "choicedrops"])
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
 

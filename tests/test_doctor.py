@@ -143,10 +143,10 @@ PROVOKED: dict[str, tuple[str, Rows, dict[str, Any]]] = {
     "loss_diverging": ("sft", sft_rows(200), {"rate": 0.3, "steps": 20}),
     "flat_few_loss_tokens": ("sft", long_prompts(200), {"rate": 1e-5, "steps": 15}),
     "flat_rate_low": ("sft", sft_rows(600), {"rate": 1e-7, "steps": 36, "batch": 16}),
-    "flat_rate_high": ("sft", SAME_LANGUAGE, {"rate": 3e-3, "steps": 40, "batch": 16}),
+    "flat_rate_high": ("sft", SAME_LANGUAGE, {"rate": 1e-2, "steps": 40, "batch": 48}),
     "flat_few_targets": ("sft", sft_rows(800), {"rate": 2e-4, "lora": {"target_modules": ["q_proj"]}, "batch": 16}),
-    "flat_short_run": ("sft", SAME_LANGUAGE, {"rate": 1e-5, "steps": 36, "batch": 16}),
-    "flat": ("sft", SAME_LANGUAGE, {"rate": 1e-5, "steps": 60, "batch": 16}),
+    "flat_short_run": ("sft", SAME_LANGUAGE, {"rate": 1e-5, "steps": 30, "batch": 48}),
+    "flat": ("sft", SAME_LANGUAGE, {"rate": 1e-5, "steps": 50, "batch": 48}),
     "loss_at_chance": ("sft", sft_rows(100), {"base": "random", "steps": 2}),
     "loss_foreign": ("sft", changed(sft_rows(100), wrong_way), {"rate": 1e-5, "steps": 2}),
     "overfitting": ("sft", sft_rows(8), EVALUATED),
@@ -346,7 +346,7 @@ def test_trend_needs_enough_values_and_is_deaf_to_outliers() -> None:
     values = [1 + 0.01 * (at % 2) for at in range(30)]
     values[15] = values[29] = 1000.0
     found = trend(values)
-    assert found is not None and abs(found.change) <= 0.01 and found.margin < 0.03
+    assert found is not None and abs(found.change) <= 0.01 and found.margin < 0.06
 
 
 def test_numbers_written_as_text_are_numbers() -> None:
@@ -373,10 +373,10 @@ def test_remedies_name_the_run_and_real_flags() -> None:
     steps = tuple({"step": at, "loss": 1.0 + at % 2 / 100, "grad_norm": 1.0} for at in range(30))
     low = dataclasses.replace(record, learning_rate=1e-6, steps=steps)
     remedies = {finding.rule: finding.remedy for finding in diagnose(low, "after")}
-    assert remedies["flat_rate_low"] == "gymtrl train sft runs/x/sft --learning-rate 0.0002"
+    assert remedies["flat_rate_low"] == "Train with 'gymtrl train sft runs/x/sft --learning-rate 0.0002'"
     short = dataclasses.replace(low, learning_rate=2e-4)
     (told,) = [finding.remedy for finding in diagnose(short, "after") if finding.rule == "flat_short_run"]
-    assert told.startswith("gymtrl train sft runs/x/sft --epochs 10")
+    assert told.startswith("Train with 'gymtrl train sft runs/x/sft --epochs 10'")
     models = (FormatDpoSettings, FormatGrpoSettings, FormatKtoSettings, FormatSftSettings, FilterSettings)
     known = {f"--{name.replace('_', '-')}" for model in (*models, TrainSftSettings) for name in model.model_fields}
     # Those of preference training, and the look at rows.

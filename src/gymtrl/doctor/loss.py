@@ -198,14 +198,14 @@ LOSS_RULES = (
         "flat_rate_low",
         _rate_low,
         "The learning rate is too low.",
-        "gymtrl train {objective} {dataset} --learning-rate {rate}",
+        "Train with 'gymtrl train {objective} {dataset} --learning-rate {rate}'",
         _FLAT_SOURCE + f"{RATE_FACTOR:g} times below the default of train",
     ),
     _flat_rule(
         "flat_rate_high",
         _rate_high,
         "The learning rate is so high that steps undo each other.",
-        "gymtrl train {objective} {dataset} --learning-rate {rate}",
+        "Train with 'gymtrl train {objective} {dataset} --learning-rate {rate}'",
         _FLAT_SOURCE + f"{RATE_FACTOR:g} times above the default of train",
     ),
     _flat_rule(
@@ -219,7 +219,7 @@ LOSS_RULES = (
         "flat_short_run",
         _short,
         "Too few optimizer steps.",
-        "gymtrl train {objective} {dataset} --epochs {epochs}, or a smaller --effective-batch",
+        "Train with 'gymtrl train {objective} {dataset} --epochs {epochs}', or a smaller --effective-batch",
         _FLAT_SOURCE + f"below {SHORT_RUN} steps",
     ),
     _flat_rule(
