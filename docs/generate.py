@@ -16,6 +16,8 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
+from gymtrl.doctor.rule import OBJECTIVES
+from gymtrl.doctor.rules import RULES as DOCTOR_RULES
 from gymtrl.formats.card import COLUMN_WORDS
 from gymtrl.formats.dataset import COLUMNS as DATASET_COLUMNS
 from gymtrl.formats.reasons import CHOICE_DROPS, ROW_DROPS, Drop
@@ -140,6 +142,23 @@ def _drops(drops: dict[str, Drop]) -> str:
     return _table(("code", "what it means", "what to do"), rows)
 
 
+def _doctor() -> str:
+    names = {"objective": "OBJECTIVE", "dataset": "DATASET", "rate": "RATE", "epochs": "N"}
+    rows = (
+        (
+            f"`{rule.code}`",
+            rule.severity,
+            "all" if rule.objectives == OBJECTIVES else ", ".join(rule.objectives),
+            ", ".join(words for moment, words in _MOMENTS.items() if moment in rule.when),
+            f"{rule.title}. {_code(rule.cause)}",
+            _code(rule.remedy.format_map(names)) + ".",
+            rule.source + (". Ends the run" if rule.stops else ""),
+        )
+        for rule in DOCTOR_RULES
+    )
+    return _table(("code", "severity", "objectives", "when", "what it means", "what to do", "threshold"), rows)
+
+
 def _shape(schema: dict[str, Any]) -> str:
     """The type of a setting in words, from its JSON schema."""
     schema = next((one for one in schema.get("anyOf", []) if one["type"] != "null"), schema)
@@ -193,6 +212,14 @@ def _tags(text: str) -> str:
 
 _HEAD = ("type", "default", "what it does", "where the default comes from")
 _FORMATS = {verb.split()[1]: model for verb, model in SECTIONS.items() if verb.startswith("format ")}
+
+
+def _code(text: str) -> str:
+    """Words with quoted commands and flags as code."""
+    return re.sub(r"'(gymtrl [^']+)'|(--[a-z][a-z-]+)", lambda found: f"`{found[1] or found[2]}`", text)
+
+
+_MOMENTS = {"preflight": "before", "live": "in training", "after": "afterwards"}
 _PARTS: dict[str, Callable[[], str]] = {
     "context": lambda: _verdicts("context"),
     "reject": lambda: _verdicts("reject"),
@@ -210,6 +237,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "choicedrops": lambda: _drops(CHOICE_DROPS),
     "templates": _templates,
     "refusals": _refusals,
+    "doctor": _doctor,
 }
 
 

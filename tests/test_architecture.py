@@ -20,10 +20,11 @@ ALLOWED = {
     "selection": {"rollouts", "workspace"},
     "comparison": {"rollouts"},
     "formats": {"rollouts", "selection", "models", "workspace"},
-    "training": {"models", "workspace"},
+    "doctor": {"rollouts"},
+    "training": {"doctor", "models", "workspace"},
     "exports": {"rollouts", "models", "workspace"},
     "validation": {"gym", "serving", "comparison", "workspace"},
-    "reports": {"rollouts", "selection", "formats", "comparison", "workspace"},
+    "reports": {"rollouts", "selection", "formats", "comparison", "doctor", "workspace"},
     "pipeline": {
         "rollouts",
         "selection",
@@ -70,6 +71,8 @@ def test_imports_point_one_way(room: str) -> None:
         "gymtrl.comparison.compare",
         "gymtrl.exports.export",
         "gymtrl.pipeline.run",
+        "gymtrl.doctor.diagnose",
+        "gymtrl.doctor.read",
         "gymtrl.cli.main",
     ],
 )

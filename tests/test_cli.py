@@ -27,6 +27,7 @@ VERBS = [
     "format grpo",
     "format reward",
     "train sft",
+    "doctor",
     "validate",
     "compare",
     "init",

@@ -19,8 +19,8 @@ from gymtrl.formats.settings import FormatKtoSettings
 from gymtrl.formats.unpaired import format_kto
 from gymtrl.pipeline.run import open_job, run_job, show_job
 from gymtrl.pipeline.sections import Stage
-from gymtrl.training.settings import TrainSftSettings
 from gymtrl.training.run import train
+from gymtrl.training.settings import TrainSftSettings
 from gymtrl.workspace.artefact import read_manifest
 from rows import row, write_rows
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from gymtrl import __version__
-from gymtrl.cli import compare, demo, export, filter, format, gym, inspect, model, recipe, train, validate
+from gymtrl.cli import compare, demo, doctor, export, filter, format, gym, inspect, model, recipe, train, validate
 from gymtrl.errors import GymtrlError, RunError
 from gymtrl.text import plain
 
@@ -21,6 +21,7 @@ VERBS = (
     "format",
     "export",
     "train",
+    "doctor",
     "validate",
     "compare",
     "init",
@@ -73,6 +74,7 @@ filter.register(app)
 format.register(app)
 export.register(app)
 train.register(app)
+doctor.register(app)
 validate.register(app)
 compare.register(app)
 recipe.register(app)

@@ -1,0 +1,37 @@
+"""Findings of `doctor`, for a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.text import Text
+
+from gymtrl.doctor.finding import Finding
+from gymtrl.doctor.run import RunRecord
+from gymtrl.text import plain
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def findings_json(findings: Sequence[Finding]) -> str:
+    """Returns the findings as one JSON document."""
+    return json.dumps([asdict(finding) for finding in findings], indent=2) + "\n"
+
+
+def render_findings(record: RunRecord, findings: Sequence[Finding], console: Console | None = None) -> None:
+    """Prints what was looked at and every finding with its evidence, cause and remedy."""
+    console = console or Console()
+    of = f" of {record.planned_steps:,}" if record.planned_steps else ""
+    seen = f"{record.objective}, {record.method}: {len(record.steps):,}{of} steps, {len(record.evals)} evaluations"
+    console.print(Text(plain(seen)))
+    for finding in findings:
+        console.print()
+        head = Text.assemble((finding.severity, _COLOURS[finding.severity]), f": {plain(finding.title)}")
+        console.print(head.append(f" ({finding.rule})", style="dim"), soft_wrap=True)
+        for name, words in (("seen", finding.evidence), ("cause", finding.cause), ("remedy", finding.remedy)):
+            console.print(Text(f"  {name + ':':<8}{plain(words)}"), soft_wrap=True)
+    if not findings:
+        console.print(Text("nothing found", style="green"))

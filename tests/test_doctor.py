@@ -1,0 +1,460 @@
+"""Every rule of `doctor`: a real run that provokes it, and healthy ones on which all of them are silent."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doctor_runs import (
+    FIRST,
+    KNOWN,
+    LETTERS,
+    Rows,
+    Run,
+    dataset,
+    group_rows,
+    pair_rows,
+    pretrained,
+    run_folder,
+    sft_rows,
+    text,
+    train,
+    unpaired_rows,
+)
+from gymtrl.doctor.diagnose import diagnose
+from gymtrl.doctor.facts import data_facts
+from gymtrl.doctor.finding import Finding, read_findings, write_findings
+from gymtrl.doctor.read import read_run
+from gymtrl.doctor.rule import MOMENTS
+from gymtrl.doctor.rules import RULES, STOPPING
+from gymtrl.doctor.run import DataFacts, RunRecord
+from gymtrl.doctor.trend import trend
+from gymtrl.errors import UserError
+
+BY_CODE = {rule.code: rule for rule in RULES}
+WIDE = [[1.0, 0.0, 0.0, 1.0]] * 25
+ADAPTER = {"r": 4, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Path]:
+    """A tiny model that knows a language of numbers. One thread: more of them only wait for each other here."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield pretrained(tmp_path_factory.mktemp("model"), smollm2_dir)
+    torch.set_num_threads(threads)
+
+
+def lora(**options: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(**ADAPTER | options)
+
+
+def changed(rows: Rows, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Rows:
+    return [row | change(row) for row in rows]
+
+
+def codes(findings: list[Finding]) -> set[str]:
+    return {finding.rule for finding in findings}
+
+
+@pytest.fixture(scope="module")
+def healthy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A sound SFT run with a validation split."""
+    folder = tmp_path_factory.mktemp("healthy")
+    data = dataset(folder / "data", sft_rows(400), validation=sft_rows(40, seed=9))
+    return train("sft", data, model, folder / "run", eval_strategy="steps", eval_steps=15)
+
+
+def test_sound_sft_is_left_alone(healthy: Run) -> None:
+    assert len(healthy.record.evals) == 3
+    losses = healthy.record.series("loss")
+    assert losses[-1] < 0.9 * losses[0]
+    assert [diagnose(healthy.record, moment) for moment in MOMENTS] == [[], [], []]
+    assert (healthy.live, healthy.told, healthy.stopped_by, healthy.findings_file.exists()) == ([], "", None, False)
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "options"),
+    [
+        ("sft", sft_rows(400), {"lora": True, "rate": 1e-2}),
+        ("dpo", pair_rows(300), {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "rate": 3e-4}),
+        ("kto", unpaired_rows(pair_rows(300)), {}),
+        ("grpo", group_rows(WIDE), {"num_generations": 4, "rate": 1e-4, "beta": 0.01, "steps": 12}),
+    ],
+    ids=["lora", "dpo", "kto", "grpo"],
+)
+def test_sound_runs_are_left_alone(
+    model: Path, tmp_path: Path, objective: str, rows: Rows, options: dict[str, Any]
+) -> None:
+    chosen = {"steps": 30} | options | {"lora": lora() if options.get("lora") else None}
+    run = train(objective, dataset(tmp_path / "data", rows), model, tmp_path / "run", **chosen)
+    assert [diagnose(run.record, moment) for moment in MOMENTS] == [[], [], []]
+    assert not run.live and len(run.record.steps) == chosen["steps"]
+    adapted, linear, trainable = run.record.adapted, run.record.linear, run.record.trainable
+    assert linear == 14 and adapted == (14 if chosen["lora"] else 0)  # q, k, v, o, gate, up, down in two layers
+    assert trainable is not None and run.record.parameters is not None
+    assert (trainable < run.record.parameters) == (chosen["lora"] is not None)
+
+
+def wrong_way(row: dict[str, Any]) -> dict[str, Any]:
+    ids = row["input_ids"][:23] + row["input_ids"][:7][::-1]
+    return {"input_ids": ids, "labels": [-100] * 4 + ids[4:]}
+
+
+def garbled(rows: Rows, *places: int) -> Rows:
+    return [row | {"input_ids": [5] * 30, "labels": [5] * 30} if at in places else row for at, row in enumerate(rows)]
+
+
+def long_prompts(count: int) -> Rows:
+    shared = text(KNOWN, 125, random.Random(1))
+    labels = [-100] * 125 + shared[-1:]
+    return [{"input_ids": [FIRST + at % LETTERS, *shared], "labels": labels} for at in range(count)]
+
+
+def no_influence(model: Any) -> None:
+    """Trains the queries alone, and makes all keys 0."""
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.requires_grad_(True)
+        layer.self_attn.k_proj.weight.zero_()
+
+
+SAME_LANGUAGE = sft_rows(1000, odds=KNOWN, seed=3)
+PLAIN_LOSS = changed(pair_rows(100), lambda row: {"rejected_ids": [9] * 12})
+SAME_SIDES = changed(pair_rows(80), lambda row: {"rejected_ids": row["chosen_ids"]})
+NO_LOSS = changed(group_rows(WIDE), lambda row: {"completion_mask": [0] * 8})
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 15, "steps": 60, "rate": 1e-2}
+PROVOKED: dict[str, tuple[str, Rows, dict[str, Any]]] = {
+    "loss_nan": ("sft", sft_rows(100), {"rate": 1e38, "steps": 15}),
+    "loss_diverging": ("sft", sft_rows(200), {"rate": 0.3, "steps": 20}),
+    "flat_few_loss_tokens": ("sft", long_prompts(200), {"rate": 1e-5, "steps": 15}),
+    "flat_rate_low": ("sft", sft_rows(600), {"rate": 1e-7, "steps": 36, "batch": 16}),
+    "flat_rate_high": ("sft", SAME_LANGUAGE, {"rate": 1e-2, "steps": 40, "batch": 48}),
+    "flat_few_targets": ("sft", sft_rows(800), {"rate": 2e-4, "lora": {"target_modules": ["q_proj"]}, "batch": 16}),
+    "flat_short_run": ("sft", SAME_LANGUAGE, {"rate": 1e-5, "steps": 30, "batch": 48}),
+    "flat": ("sft", SAME_LANGUAGE, {"rate": 1e-5, "steps": 50, "batch": 48}),
+    "loss_at_chance": ("sft", sft_rows(100), {"base": "random", "steps": 2}),
+    "loss_foreign": ("sft", changed(sft_rows(100), wrong_way), {"rate": 1e-5, "steps": 2}),
+    "overfitting": ("sft", sft_rows(8), EVALUATED),
+    "entropy_collapse": ("sft", sft_rows(8), EVALUATED),
+    "no_gradient": ("sft", sft_rows(100), {"weights": no_influence, "steps": 10}),
+    "gradient_spikes": (
+        "sft",
+        garbled(sft_rows(30), 20, 26),
+        {"batch": 1, "steps": 30, "rate": 1e-4, "train_sampling_strategy": "sequential"},
+    ),
+    "chosen_falls": ("dpo", pair_rows(300), {"rate": 1e-2, "steps": 30}),
+    "accurate_early": ("dpo", PLAIN_LOSS, {"steps": 16}),
+    "groups_alike": ("grpo", group_rows([[1.0] * 4] * 15 + WIDE[:5]), {"num_generations": 4, "steps": 12}),
+    "ratios_masked": ("grpo", NO_LOSS, {"num_generations": 4, "steps": 8}),
+    "kl_high": ("grpo", group_rows(WIDE), {"num_generations": 4, "steps": 8, "rate": 3e-2, "beta": 0.01}),
+}
+AT_THE_END = {code for code, rule in BY_CODE.items() if "live" not in rule.when}
+
+
+@pytest.mark.parametrize("code", PROVOKED)
+def test_a_real_run_provokes_each_rule(model: Path, tmp_path: Path, code: str) -> None:
+    objective, rows, options = PROVOKED[code]
+    chosen = dict(options)
+    base = model / chosen.pop("base", "")
+    adapter = lora(r=1, **chosen.pop("lora")) if "lora" in chosen else None
+    validation = sft_rows(40, seed=9) if "eval_steps" in chosen else None
+    folder = dataset(tmp_path / "data", rows, validation=validation)
+    run = train(objective, folder, base, tmp_path / "run", lora=adapter, **chosen)
+    found = {finding.rule: finding for finding in diagnose(run.record, "after")}
+    rule = BY_CODE[code]
+    assert code in found, found
+    assert found[code].severity == rule.severity and any(letter.isdigit() for letter in found[code].evidence)
+    assert "{" not in found[code].remedy
+    assert [flat for flat in found if flat.startswith("flat")] == [flat for flat in (code,) if flat.startswith("flat")]
+    assert ("loss_diverging" in found) == (code == "loss_diverging")
+    # Live rules say so while it trains, once, and keep it; those that are marked end the run.
+    assert (code in codes(run.live)) == ("live" in rule.when)
+    assert run.told.count(rule.title) == int("live" in rule.when)
+    assert run.live == (read_findings(run.findings_file) if run.live else [])
+    assert (run.stopped_by is not None) == rule.stops
+    if run.stopped_by is not None:
+        assert run.stopped_by.rule == code and len(run.record.steps) < chosen["steps"]
+        assert "training stops here" in run.told
+
+
+def test_a_model_without_trainable_weights_is_refused_before_its_first_step(model: Path, tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", sft_rows(40))
+    with pytest.raises(UserError, match=r"No weight is trained: 0 of 24,736 weights") as refused:
+        train("sft", folder, model, tmp_path / "run", weights=lambda made: made.requires_grad_(False))
+    assert refused.value.remedy == BY_CODE["nothing_trainable"].remedy
+    assert codes(read_findings(tmp_path / "run" / "findings.json")) == {"nothing_trainable"}
+
+
+def test_equal_sides_give_no_gradient(model: Path, tmp_path: Path) -> None:
+    run = train("dpo", dataset(tmp_path / "data", SAME_SIDES), model, tmp_path / "run", steps=8)
+    assert run.stopped_by is not None and run.stopped_by.rule == "no_gradient"
+
+
+def test_negatives_that_vanish() -> None:
+    # As the trainer of recorded groups logs them.
+    steps = tuple({"step": n, "loss": 0.0, "ratio/negatives": ratio, "kl": 0.1} for n, ratio in enumerate((0.9, 0.4)))
+    run = RunRecord("grpo", steps=steps)
+    assert diagnose(run, "live") == []
+    last = {"step": 3, "loss": 0.0, "ratio/negatives": 0.08, "kl": 0.3}
+    (found,) = diagnose(dataclasses.replace(run, steps=(*steps, last)), "live")
+    assert (found.rule, found.evidence) == (
+        "negatives_vanish",
+        "mean ratio on negatives 0.9 in the first step, 0.08 in the last",
+    )
+
+
+def long_side(row: dict[str, Any]) -> dict[str, Any]:
+    return {"rejected_ids": row["rejected_ids"][:6], "rejected_mask": row["rejected_mask"][:6]}
+
+
+DROPS = {"read": 60, "dropped": {"too_long": 12, "truncated": 8, "duplicate_completion": 1}}
+BAD_ONLY = changed(unpaired_rows(pair_rows(40)), lambda row: {"label": False})
+SHORT_BAD = changed(
+    unpaired_rows(pair_rows(60)), lambda row: {} if row["label"] else {"completion_mask": [1] * 6 + [0] * 6}
+)
+BEFOREHAND: dict[str, tuple[str, Rows, dict[str, Any], dict[str, Any], str]] = {
+    "no_loss_tokens": (
+        "sft",
+        changed(sft_rows(200), lambda row: {"labels": [-100] * 30}),
+        {},
+        {},
+        "0 of 6,000 tokens carry loss",
+    ),
+    "few_loss_tokens": ("sft", long_prompts(120), {}, {}, "120 of 15,120 tokens carry loss (0.79%)"),
+    "duplicates": ("sft", sft_rows(100) + sft_rows(20), {}, {}, "20 of 120 rows stand in the data already"),
+    "long_rows_lost": ("sft", sft_rows(200), DROPS, {}, "of 60 lines 12 too_long, 8 truncated"),
+    "length_bias": (
+        "dpo",
+        changed(pair_rows(100), long_side),
+        {},
+        {},
+        "median length 12 tokens of the good side, 6 of the bad; the good one is longer in 100% of the pairs",
+    ),
+    "batch_larger_than_data": (
+        "sft",
+        sft_rows(20),
+        {},
+        {"effective_batch": 32},
+        "20 rows, 32 of them in an optimizer step",
+    ),
+    "few_steps": ("sft", sft_rows(200), {}, {"planned_steps": 6}, "6 optimizer steps"),
+    "few_rows": ("sft", sft_rows(30), {}, {}, "30 rows of 30 tasks"),
+    "pairs_identical": (
+        "dpo",
+        SAME_SIDES + SAME_SIDES[:30],
+        {},
+        {},
+        "all 110 pairs have the same tokens on both sides",
+    ),
+    "some_pairs_identical": (
+        "dpo",
+        SAME_SIDES[:10] + pair_rows(100),
+        {},
+        {},
+        "10 of 110 pairs have the same tokens on both sides",
+    ),
+    "one_label": ("kto", BAD_ONLY, {}, {}, "0 good and 40 bad rows"),
+    "micro_batch_of_one": ("kto", unpaired_rows(pair_rows(100)), {}, {"micro_batch": 1}, "micro_batch 1"),
+    "weights_unbalanced": (
+        "kto",
+        changed(unpaired_rows(pair_rows(100)), lambda row: {"label": row["label"] and row["task_key"][-1] < "4"}),
+        {},
+        {},
+        "20 good rows of weight 1 against 80 bad ones of weight 1: 0.25 to 1",
+    ),
+    "groups_all_alike": ("grpo", group_rows([[1.0] * 4, [0.0, None, 0.0, 0.0]] * 20), {}, {}, "in all 40 groups"),
+    "groups_alike": ("grpo", group_rows([[1.0] * 4] * 30 + WIDE), {}, {}, "30 of 55 groups"),
+}
+
+
+@pytest.mark.parametrize("code", BEFOREHAND)
+def test_a_real_dataset_provokes_each_rule_about_data(tmp_path: Path, code: str) -> None:
+    objective, rows, manifest, plan, evidence = BEFOREHAND[code]
+    data = data_facts(dataset(tmp_path / "data", rows, **manifest))
+    record = RunRecord(objective, **{"data": data, "planned_steps": 50, "effective_batch": 8, "micro_batch": 4} | plan)
+    found = {finding.rule: finding for finding in diagnose(record, "preflight")}
+    assert code in found and found[code].evidence.startswith(evidence), found
+    also = {"few_rows", "pairs_identical", "duplicates", "few_loss_tokens", "length_bias", "weights_unbalanced"}
+    assert found.keys() <= {code} | also
+
+
+def test_every_rule_is_provoked() -> None:
+    elsewhere = {"nothing_trainable", "negatives_vanish"}
+    assert PROVOKED.keys() | BEFOREHAND.keys() | elsewhere == BY_CODE.keys()
+    assert len(BY_CODE) == len(RULES) and {"loss_nan", "no_gradient", "nothing_trainable"} <= STOPPING
+
+
+def test_length_of_kto_rows_and_weights_of_the_dataset(tmp_path: Path) -> None:
+    facts = data_facts(dataset(tmp_path / "short", SHORT_BAD))
+    assert (facts.good, facts.bad, facts.good_length, facts.bad_length) == (30, 30, 12, 6)
+    assert codes(diagnose(RunRecord("kto", data=facts), "preflight")) == {"length_bias", "few_rows"}
+    rows = changed(unpaired_rows(pair_rows(100)), lambda row: {"label": row["task_key"][-1] < "2"})
+    weighted = dataset(tmp_path / "weighted", rows, extra={"desirable_weight": 4.5, "undesirable_weight": 1.0})
+    record = RunRecord("kto", data=data_facts(weighted))
+    assert diagnose(record, "preflight") == []
+    assert codes(diagnose(dataclasses.replace(record, desirable_weight=1.0), "preflight")) == {"weights_unbalanced"}
+
+
+def test_facts_are_those_of_the_rows(tmp_path: Path) -> None:
+    rows = pair_rows(50)
+    assert data_facts(dataset(tmp_path / "pairs", rows, validation=pair_rows(9, seed=5))) == DataFacts(
+        rows=50,
+        tokens=50 * 2 * 17,
+        loss_tokens=50 * 24,
+        longest=17,
+        tasks=50,
+        read=50,
+        good_length=12,
+        bad_length=12,
+    )
+    groups = data_facts(dataset(tmp_path / "groups", group_rows([[1.0, None], [0.5, 0.5], [0.0, 1.0]])))
+    assert (groups.groups, groups.groups_alike, groups.rows, groups.tasks) == (3, 2, 6, 3)
+
+
+def test_noise_alone_is_no_finding() -> None:
+    """A hundred runs without a trend, and a hundred that learn, with batches that differ by a fifth."""
+    chance = random.Random(0)
+    alarms = {"level": 0, "falling": 0}
+    for kind in alarms:
+        for _ in range(100):
+            count = chance.choice((12, 30, 100, 400))
+            slope = 0.5 if kind == "falling" else 0.0
+            losses = [(1 - slope * at / count) * chance.lognormvariate(0, 0.2) for at in range(count)]
+            steps = tuple({"step": at, "loss": loss, "grad_norm": loss} for at, loss in enumerate(losses, 1))
+            found = diagnose(RunRecord("sft", planned_steps=count, learning_rate=2e-4, steps=steps), "after")
+            alarms[kind] += bool(codes(found) - {"flat", "flat_short_run"} if kind == "level" else found)
+    assert alarms == {"level": 0, "falling": 0}
+
+
+def test_trend_needs_enough_values_and_is_deaf_to_outliers() -> None:
+    assert trend([1.0] * 11) is None
+    values = [1 + 0.01 * (at % 2) for at in range(30)]
+    values[15] = values[29] = 1000.0
+    found = trend(values)
+    assert found is not None and abs(found.change) <= 0.01 and found.margin < 0.06
+
+
+def test_numbers_written_as_text_are_numbers() -> None:
+    steps = ({"step": 1, "loss": "1.25", "grad_norm": "nan"}, {"step": 2, "loss": True, "grad_norm": None})
+    record = RunRecord("sft", steps=steps)
+    assert (record.series("loss"), record.series("grad_norm")) == ([1.25], [])
+    assert codes(diagnose(record, "live")) == {"loss_nan"}
+
+
+def test_errors_come_first(tmp_path: Path) -> None:
+    data = data_facts(dataset(tmp_path / "data", SAME_SIDES[:20]))
+    found = diagnose(RunRecord("dpo", data=data, effective_batch=64), "preflight")
+    assert [finding.severity for finding in found] == ["error", "warning", "note"]
+
+
+def test_remedies_name_the_run_and_real_flags() -> None:
+    from gymtrl.formats.settings import FormatDpoSettings, FormatGrpoSettings, FormatKtoSettings, FormatSftSettings
+    from gymtrl.selection.settings import FilterSettings
+    from gymtrl.training.settings import TrainSftSettings
+
+    record = RunRecord(
+        "sft", dataset="runs/x/sft", data=DataFacts(rows=80, tokens=9, loss_tokens=3), effective_batch=16
+    )
+    steps = tuple({"step": at, "loss": 1.0 + at % 2 / 100, "grad_norm": 1.0} for at in range(30))
+    low = dataclasses.replace(record, learning_rate=1e-6, steps=steps)
+    remedies = {finding.rule: finding.remedy for finding in diagnose(low, "after")}
+    assert remedies["flat_rate_low"] == "Train with 'gymtrl train sft runs/x/sft --learning-rate 0.0002'"
+    short = dataclasses.replace(low, learning_rate=2e-4)
+    (told,) = [finding.remedy for finding in diagnose(short, "after") if finding.rule == "flat_short_run"]
+    assert told.startswith("Train with 'gymtrl train sft runs/x/sft --epochs 10'")
+    models = (FormatDpoSettings, FormatGrpoSettings, FormatKtoSettings, FormatSftSettings, FilterSettings)
+    known = {f"--{name.replace('_', '-')}" for model in (*models, TrainSftSettings) for name in model.model_fields}
+    # Those of preference training, and the look at rows.
+    known |= {"--beta", "--loss-type", "--desirable-weight", "--undesirable-weight", "--show"}
+    words = " ".join(f"{rule.cause} {rule.remedy}" for rule in RULES).replace(",", " ").replace(")", " ")
+    flags = {word.strip("(';:.") for word in words.split() if word.strip("(';").startswith("--")}
+    assert flags <= known
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_is_read_back(healthy: Run, tmp_path: Path, finished: bool) -> None:
+    folder = run_folder(tmp_path / "run", healthy, finished=finished)
+    read = read_run(folder)
+    kept = healthy.record
+    if not finished:  # the model was never counted
+        kept = dataclasses.replace(
+            kept, **dict.fromkeys(("trainable", "parameters", "adapted", "linear", "vocabulary"))
+        )
+        assert read_run(folder.parent / ".run.partial") == read
+    assert read == kept
+    with (folder if finished else folder.parent / ".run.partial").joinpath("metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 46, "lo')
+    assert read_run(folder) == read
+
+
+def test_a_watch_that_goes_on_tells_nothing_twice(healthy: Run, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from gymtrl.training.watch import Watch
+
+    told = []
+    for _ in range(2):
+        record = dataclasses.replace(healthy.record, steps=healthy.record.steps[:3])
+        console = Console(file=io.StringIO(), width=200)
+        watch = Watch(record, tmp_path / "findings.json", console)
+        control = SimpleNamespace(should_training_stop=False)
+        state = SimpleNamespace(global_step=4, is_world_process_zero=True)
+        watch.on_log(None, state, control, {"loss": 1.0, "grad_norm": float("nan")})
+        assert control.should_training_stop is (not told)
+        told.append(console.file.getvalue())  # type: ignore[attr-defined]
+    assert "grad_norm is nan in step 4" in told[0] and told[1] == ""
+
+
+def doctor(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gymtrl", "doctor", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=None)
+
+
+def test_the_verb(healthy: Run, tmp_path: Path) -> None:
+    sound = run_folder(tmp_path / "sound", healthy)
+    done = doctor(sound, "--fail-on", "warning")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "sft, full: 45 of 45 steps, 3 evaluations\nnothing found\n"
+
+    nan = {"step": 46, "loss": float("nan"), "grad_norm": 1.0}
+    record = dataclasses.replace(healthy.record, steps=(*healthy.record.steps, nan), dataset="a\x1b[2J[red]b")
+    broken = run_folder(tmp_path / "broken", dataclasses.replace(healthy, record=record))
+    done = doctor(broken)
+    assert done.returncode == 0 and "error: The loss or its gradient is not a number (loss_nan)" in done.stdout
+    assert "  seen:   loss is nan in step 46\n" in done.stdout and "\x1b" not in done.stdout
+    assert [doctor(broken, "--fail-on", level).returncode for level in ("error", "warning")] == [1, 1]
+    (found,) = json.loads(doctor(broken, "--json").stdout)
+    assert found["rule"] == "loss_nan" and found.keys() == {field.name for field in dataclasses.fields(Finding)}
+
+
+@pytest.mark.parametrize("manifest", [None, {"verb": "filter", "settings": {}, "inputs": []}])
+def test_what_is_no_run_is_refused(tmp_path: Path, manifest: dict[str, Any] | None) -> None:
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    done = doctor(tmp_path)
+    assert done.returncode == 2 and "give the folder that 'gymtrl train' wrote" in done.stderr
+
+
+def test_findings_are_kept_whole(tmp_path: Path) -> None:
+    found = [Finding("flat", "warning", "t", "e", "c", "r")]
+    write_findings(tmp_path / "findings.json", found)
+    assert read_findings(tmp_path / "findings.json") == found
+    assert read_findings(tmp_path / "absent.json") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["findings.json"]
