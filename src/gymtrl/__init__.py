@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from gymtrl.rollouts.record import Rollout as Rollout
     from gymtrl.selection.filter import filter_rollouts as filter_rollouts
     from gymtrl.selection.settings import FilterSettings as FilterSettings
+    from gymtrl.training.groups import recompute_log_probs as recompute_log_probs
     from gymtrl.training.preference import TokenDPOTrainer as TokenDPOTrainer
+    from gymtrl.training.replay import RecordedGroupConfig as RecordedGroupConfig
+    from gymtrl.training.replay import RecordedGroupTrainer as RecordedGroupTrainer
     from gymtrl.training.settings import TrainSftSettings as TrainSftSettings
     from gymtrl.training.sft import train_sft as train_sft
     from gymtrl.training.unpaired import TokenKTOTrainer as TokenKTOTrainer
@@ -70,7 +73,9 @@ _HOMES = {
     "rollouts.record": ("Rollout",),
     "selection.filter": ("filter_rollouts",),
     "selection.settings": ("FilterSettings",),
+    "training.groups": ("recompute_log_probs",),
     "training.preference": ("TokenDPOTrainer",),
+    "training.replay": ("RecordedGroupConfig", "RecordedGroupTrainer"),
     "training.settings": ("TrainSftSettings",),
     "training.sft": ("train_sft",),
     "training.unpaired": ("TokenKTOTrainer",),
