@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, List, Value
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from trl.trainer.utils import pad
 
 from gymtrl.errors import UserError
@@ -166,7 +167,8 @@ def recompute_log_probs(model: Any, dataset: Dataset, *, temperature: float = 1.
     """Fills in `log_probs` where nothing was recorded.
 
     Args:
-        model (`PreTrainedModel`): The model that the rollouts were collected with, before any training.
+        model (`str` or `PreTrainedModel`): The model that the rollouts were collected with, before any training. A
+            folder or name is loaded only where something is missing.
         dataset (`Dataset`): Rows of recorded groups.
         temperature (`float`, *optional*, defaults to 1.0): What the rollouts were sampled with.
 
@@ -176,6 +178,9 @@ def recompute_log_probs(model: Any, dataset: Dataset, *, temperature: float = 1.
     recorded = dataset["log_probs"][:] if "log_probs" in dataset.column_names else [None] * len(dataset)
     if None not in recorded:
         return dataset
+    if isinstance(model, str):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForCausalLM.from_pretrained(model, dtype="float32").to(device)
     was_training = model.training
     model.eval()
     tokens = dataset.select_columns(["prompt_ids", "completion_ids", "completion_mask"])
