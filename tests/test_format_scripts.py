@@ -175,28 +175,38 @@ def test_kto_with_a_last_batch_of_one_row(tmp_path: Path, tiny_model: Path) -> N
     assert_same_tokens(trained(dataset, tiny_model), rows, ["prompt_ids", "completion_ids", "completion_mask"])
 
 
-@pytest.mark.parametrize("log_probs", [True, False])
-def test_groups_are_replayed_and_what_the_world_spoiled_has_no_reward(
-    log_probs: bool, tmp_path: Path, tiny_model: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def groups(folder: Path, model: Path, tokenizer: PreTrainedTokenizerBase, *, log_probs: bool) -> Path:
+    """A dataset of two groups, of which the log-probabilities, if there are any, are made up."""
     made = [
         recorded(tool_row(f"Weigh {task}.", [("it", "9 pounds")], f"{kind} {task}", reward, index=task), tokenizer)
         for task in range(2)
         for kind, reward in (("heavy", 1.0), ("light", 0.0), ("broken", None))
     ]
     if not log_probs:
-        for item in made[0]["response"]["output"]:
+        for item in (item for one in made for item in one["response"]["output"]):
             item.pop("prompt_token_ids", None)
-    source = write_rows(tmp_path / "rollouts.jsonl", made)
-    settings = FormatGrpoSettings(model=str(tiny_model), kind="groups")
-    dataset = format_grpo(source, tmp_path / "dataset", settings).path
+    source = write_rows(folder / "rollouts.jsonl", made)
+    return format_grpo(source, folder / "dataset", FormatGrpoSettings(model=str(model), kind="groups")).path
+
+
+def test_groups_are_trained_on_and_what_the_world_spoiled_has_no_reward(
+    tmp_path: Path, tiny_model: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    dataset = groups(tmp_path, tiny_model, tokenizer, log_probs=False)
     rows = rows_of(dataset)
     assert [row["reward"] for row in rows] == [1.0, 0.0, None] * 2
-    assert [row["log_probs"] is None for row in rows] == [not log_probs] + [False] * 5
+    assert {row["log_probs"] for row in rows} == {None}
     told = trained(dataset, tiny_model)
-    assert told["steps"] == 2
+    valued = [row for row in rows if row["reward"] is not None]
+    assert_same_tokens(told, valued, ["prompt_ids", "completion_ids", "completion_mask"])
     log = {name: value for entry in told["log"] for name, value in entry.items()}
-    # The mean of the two rewards that there are; a reward of 0 for none would make it a third.
-    assert log["reward"] == pytest.approx(0.5)
-    assert log["reward_std"] == pytest.approx(0.7071, abs=1e-3)
-    assert log["completions/max_length"] == max(sum(row["completion_mask"]) for row in rows)
+    assert log["kl"] < 1e-9 and log["ratio/negatives"] == pytest.approx(1, abs=1e-4)
+
+
+def test_groups_of_another_policy_are_refused(
+    tmp_path: Path, tiny_model: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    dataset = groups(tmp_path, tiny_model, tokenizer, log_probs=True)
+    assert all(row["log_probs"] for row in rows_of(dataset))
+    with pytest.raises(AssertionError, match="the recorded log-probabilities are not those of this model"):
+        trained(dataset, tiny_model)

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from gymtrl.rollouts.record import Rollout as Rollout
     from gymtrl.selection.filter import filter_rollouts as filter_rollouts
     from gymtrl.selection.settings import FilterSettings as FilterSettings
+    from gymtrl.training.groups import recompute_log_probs as recompute_log_probs
     from gymtrl.training.preference import TokenDPOTrainer as TokenDPOTrainer
+    from gymtrl.training.replay import RecordedGroupConfig as RecordedGroupConfig
+    from gymtrl.training.replay import RecordedGroupTrainer as RecordedGroupTrainer
     from gymtrl.training.run import train as train
     from gymtrl.training.settings import TrainDpoSettings as TrainDpoSettings
     from gymtrl.training.settings import TrainKtoSettings as TrainKtoSettings
@@ -72,7 +75,9 @@ _HOMES = {
     "rollouts.record": ("Rollout",),
     "selection.filter": ("filter_rollouts",),
     "selection.settings": ("FilterSettings",),
+    "training.groups": ("recompute_log_probs",),
     "training.preference": ("TokenDPOTrainer",),
+    "training.replay": ("RecordedGroupConfig", "RecordedGroupTrainer"),
     "training.run": ("train",),
     "training.settings": ("TrainDpoSettings", "TrainKtoSettings", "TrainSftSettings"),
     "training.unpaired": ("TokenKTOTrainer",),

@@ -174,49 +174,16 @@ _KTO = _Script(
     ),
 )
 _GROUPS = _Script(
-    "Replays this folder's recorded groups in TRL's GRPOTrainer, as if they had just been sampled. Experimental.",
-    "from trl import GRPOConfig, GRPOTrainer",
+    "Trains on this folder's recorded groups with TRL; nothing is generated. Experimental.",
+    "from gymtrl import RecordedGroupConfig, RecordedGroupTrainer, recompute_log_probs",
     ("group", "reward", "prompt_ids", "completion_ids", "completion_mask", "log_probs"),
-    "GRPOConfig",
-    "GRPOTrainer",
-    (
-        "num_generations={group_size},",
-        "per_device_train_batch_size={group_size},",
-        "num_train_epochs=1,",
-        "learning_rate=5e-7,",
-    ),
-    loaders="Dataset, load_dataset",
-    before='''\
-recorded = {{}}
-for row in dataset["train"]:
-    recorded.setdefault(row["group"], []).append(row)
-prompts = [[{{"role": "user", "content": "", "group": group}}] for group in recorded]
-dataset = {{"train": Dataset.from_dict({{"prompt": prompts}})}}
-
-
-def replay(prompts, trainer):
-    """Each group's rollouts in turn; TRL asks for every prompt as often as a group has rollouts."""
-    first = trainer.accelerator.process_index * len(prompts)
-    rows = []
-    for number, prompt in enumerate(prompts, first):
-        group = recorded[prompt[-1]["group"]]
-        rows.append(group[number % len(group)])
-    log_probs = [row["log_probs"] for row in rows]
-    return {{
-        "prompt_ids": [row["prompt_ids"] for row in rows],
-        "completion_ids": [row["completion_ids"] for row in rows],
-        "logprobs": log_probs if all(log_probs) else None,  # not every rollout has them recorded
-        "env_mask": [row["completion_mask"] for row in rows],
-        "recorded_reward": [row["reward"] for row in rows],
-    }}
-
-
-def reward(prompts, completions, recorded_reward, **columns):
-    return recorded_reward
-
-
-''',
-    arguments="    reward_funcs=reward,\n    rollout_func=replay,\n",
+    "RecordedGroupConfig",
+    "RecordedGroupTrainer",
+    (*_SMALL, "num_train_epochs=1,", "learning_rate=5e-7,", "temperature=1.0,  # that of the rollouts"),
+    before="""\
+# Where none were recorded: by the model that collected the rollouts, before it is trained.
+dataset = {{split: recompute_log_probs(model, rows) for split, rows in dataset.items()}}
+""",
 )
 
 
@@ -281,8 +248,9 @@ _HOW: dict[Objective, str] = {
     f"with the weights that stand in `train_with_trl.py`. The rows are shuffled: keep their order. {_LOSS}",
     "grpo_prompts": "Prompts of tasks that the policy solved now and then, for online training in Gym: `pass_rate` is "
     "what was logged over `rollouts` rollouts.",
-    "grpo_groups": "Recorded groups whose rewards differ, all of one size. `train_with_trl.py` replays them "
-    f"(experimental). A rollout that the world spoiled has no reward. {_LOSS}",
+    "grpo_groups": "Recorded groups whose rewards differ, all of one size: what `gymtrl.RecordedGroupTrainer` takes "
+    "(experimental), to train the model that collected them. A rollout that the world spoiled has no reward. "
+    f"`train_with_trl.py` shows how. {_LOSS}",
 }
 
 COLUMN_WORDS = {
