@@ -57,10 +57,19 @@ def save_weights(trained: Any, out: Path, config: PretrainedConfig, *, lora: boo
         shutil.rmtree(out / name, ignore_errors=True)
     if lora:
         trained.save_pretrained(out / "adapter")
+        # A form that nobody has filled in, whose header names the base model's folder as a model of the hub.
+        (out / "adapter" / "README.md").unlink(missing_ok=True)
         trained = trained.merge_and_unload()
     if config.dtype is not None:
         trained = trained.to(config.dtype)
     trained.save_pretrained(out / "model")
+    _open_to_readers(out)
+
+
+def _open_to_readers(out: Path) -> None:
+    # safetensors leaves its files to their owner alone; a server often runs as somebody else.
+    for weights in out.glob("*/*.safetensors"):
+        weights.chmod(weights.parent.stat().st_mode & 0o666)
 
 
 def copy_settings(base: str, out: Path) -> None:
