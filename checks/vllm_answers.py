@@ -35,13 +35,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gymtrl.gym.servers import free_port
 from gymtrl.processes import Supervised
 from gymtrl.text import plain
+from gymtrl.training.export import vllm_rank
 
 ROLLOUTS = Path(__file__).parents[1] / "tests" / "data" / "reasoning-gym-8x.jsonl"
 LEARNING_RATE = {"full": 2e-4, "lora": 5e-3}
 NEW_TOKENS = 24
 START_SECONDS = 600.0
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM's `--max-lora-rank` takes; its default of 16 is below the rank that we train by default."""
 QUESTIONS = (
     "State the final answer to the following arithmetic problem: 3 + 4 =",
     "Name three colours.",
@@ -202,10 +201,9 @@ def _serves(process: psutil.Process, port: int) -> bool:
 
 def outcome(name: str, server: Server, served: str, expected: list[Answer], base: list[Answer]) -> Outcome:
     """Asks a served model and sets its answers against those that are expected."""
-    print(f"{name}: served after {server.seconds_to_start:.0f} s", flush=True)
     answers = vllm_answers(server, served)
     pairs = list(zip(answers, expected, strict=True))
-    return Outcome(
+    found = Outcome(
         name=name,
         questions=len(pairs),
         same_prompt_ids=sum(ours.prompt_ids == theirs.prompt_ids for ours, theirs in pairs),
@@ -216,6 +214,8 @@ def outcome(name: str, server: Server, served: str, expected: list[Answer], base
         memory_gib=round(server.memory_gib(), 2),
         answers=[answer.text for answer in answers],
     )
+    print(f"{name}: {found.same_token_ids} of {found.questions} answers are those of transformers", flush=True)
+    return found
 
 
 def check(model: Path, vllm: Path, work: Path) -> list[Outcome]:
@@ -229,8 +229,7 @@ def check(model: Path, vllm: Path, work: Path) -> list[Outcome]:
         with vllm_serve(vllm, folder, work / f"{name}.log") as server:
             outcomes.append(outcome(name, server, "base", expected, base))
     rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
-    largest = str(next(value for value in LORA_RANKS if value >= rank))
-    lora = ("--enable-lora", "--max-lora-rank", largest, "--lora-modules", f"adapter={adapter}")
+    lora = ("--enable-lora", "--max-lora-rank", str(vllm_rank(rank)), "--lora-modules", f"adapter={adapter}")
     expected = transformers_answers(model, adapter)
     with vllm_serve(vllm, model, work / "adapter.log", *lora) as server:
         outcomes.append(outcome("adapter", server, "adapter", expected, base))

@@ -28,3 +28,9 @@ def test_adapter_and_model_are_plain_readable_folders(tmp_path: Path) -> None:
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
     assert merged.dtype == torch.bfloat16
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
+
+
+def test_rank_that_vllm_is_started_with_holds_the_adapter() -> None:
+    from gymtrl.training.export import vllm_rank
+
+    assert [vllm_rank(rank) for rank in (4, 16, 17, 32, 100, 300)] == [8, 16, 32, 32, 128, 320]

@@ -12,6 +12,7 @@ from gymtrl.training.data import TrainingData
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _SHIPPED = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 
 _CARD = """\
@@ -42,6 +43,17 @@ base model.{adapter}
 |---|---|
 {settings}
 """
+
+_ADAPTER = """ The adapter alone is in `adapter/`; vLLM serves it beside the base model with
+`--enable-lora --max-lora-rank {rank} --lora-modules NAME=adapter`."""
+
+
+def vllm_rank(rank: int) -> int:
+    """Returns the value of vLLM's `--max-lora-rank` that an adapter of `rank` needs: the next one that it knows.
+
+    vLLM's own default is 16, and it refuses an adapter above that.
+    """
+    return next((known for known in _VLLM_RANKS if known >= rank), rank)
 
 
 def save_weights(trained: Any, out: Path, config: PretrainedConfig, *, lora: bool) -> None:
@@ -113,7 +125,7 @@ def write_card(
         name=name,
         base=base,
         method="LoRA" if lora else "every weight",
-        adapter=" The adapter alone is in `adapter/`." if lora else "",
+        adapter=_ADAPTER.format(rank=vllm_rank(int(settings["lora_r"]))) if lora else "",
         rows=data.train.rows,
         tokens=data.train.tokens,
         loss_tokens=data.train.loss_tokens,
