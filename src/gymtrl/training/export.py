@@ -12,6 +12,7 @@ from gymtrl.training.data import TrainingData
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _SHIPPED = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 
 _CARD = """\
@@ -43,6 +44,17 @@ base model.{adapter}
 {settings}
 """
 
+_ADAPTER = """ The adapter alone is in `adapter/`; vLLM serves it beside the base model with
+`--enable-lora --max-lora-rank {rank} --lora-modules NAME=adapter`."""
+
+
+def vllm_rank(rank: int) -> int:
+    """Returns the value of vLLM's `--max-lora-rank` that an adapter of `rank` needs: the next one that it knows.
+
+    vLLM's own default is 16, and it refuses an adapter above that.
+    """
+    return next((known for known in _VLLM_RANKS if known >= rank), rank)
+
 
 def save_weights(trained: Any, out: Path, config: PretrainedConfig, *, lora: bool) -> None:
     """Writes `adapter/` (LoRA) and `model/` with the weights in the type of the base model.
@@ -57,10 +69,19 @@ def save_weights(trained: Any, out: Path, config: PretrainedConfig, *, lora: boo
         shutil.rmtree(out / name, ignore_errors=True)
     if lora:
         trained.save_pretrained(out / "adapter")
+        # A form that nobody has filled in, whose header names the base model's folder as a model of the hub.
+        (out / "adapter" / "README.md").unlink(missing_ok=True)
         trained = trained.merge_and_unload()
     if config.dtype is not None:
         trained = trained.to(config.dtype)
     trained.save_pretrained(out / "model")
+    _open_to_readers(out)
+
+
+def _open_to_readers(out: Path) -> None:
+    # safetensors leaves its files to their owner alone; a server often runs as somebody else.
+    for weights in out.glob("*/*.safetensors"):
+        weights.chmod(weights.parent.stat().st_mode & 0o666)
 
 
 def copy_settings(base: str, out: Path) -> None:
@@ -107,7 +128,7 @@ def write_card(
         base=base,
         trainer=trainer,
         method="LoRA" if lora else "every weight",
-        adapter=" The adapter alone is in `adapter/`." if lora else "",
+        adapter=_ADAPTER.format(rank=vllm_rank(int(settings["lora_r"]))) if lora else "",
         rows=data.train.rows,
         tokens=data.train.tokens,
         loss_tokens=data.train.loss_tokens,
