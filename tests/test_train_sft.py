@@ -199,7 +199,7 @@ _KILLED_AT_EXPORT = """
 import os, signal, sys
 if "gymtrl.training.worker" in sys.orig_argv:
     import gymtrl.training.export as export
-    export.copy_settings = lambda base, out: os.kill(os.getpid(), signal.SIGKILL)
+    export._copy_settings = lambda base, out: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gymtrl.training.replay import RecordedGroupTrainer as RecordedGroupTrainer
     from gymtrl.training.run import train as train
     from gymtrl.training.settings import TrainDpoSettings as TrainDpoSettings
+    from gymtrl.training.settings import TrainGrpoSettings as TrainGrpoSettings
     from gymtrl.training.settings import TrainKtoSettings as TrainKtoSettings
     from gymtrl.training.settings import TrainSftSettings as TrainSftSettings
     from gymtrl.training.unpaired import TokenKTOTrainer as TokenKTOTrainer
@@ -79,7 +80,7 @@ _HOMES = {
     "training.preference": ("TokenDPOTrainer",),
     "training.replay": ("RecordedGroupConfig", "RecordedGroupTrainer"),
     "training.run": ("train",),
-    "training.settings": ("TrainDpoSettings", "TrainKtoSettings", "TrainSftSettings"),
+    "training.settings": ("TrainDpoSettings", "TrainGrpoSettings", "TrainKtoSettings", "TrainSftSettings"),
     "training.unpaired": ("TokenKTOTrainer",),
     "validation.collection": ("collect_rollouts",),
     "validation.session": ("gym_session",),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gymtrl.cli.options import Out, Stage, default_out, stage_options
-from gymtrl.training.settings import TrainDpoSettings, TrainKtoSettings, TrainSftSettings
+from gymtrl.training.settings import TrainDpoSettings, TrainGrpoSettings, TrainKtoSettings, TrainSftSettings
 
 Dataset = Annotated[Path, typer.Argument(help="Folder that 'format' wrote for this objective.")]
 
@@ -16,7 +16,7 @@ Dataset = Annotated[Path, typer.Argument(help="Folder that 'format' wrote for th
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train on a dataset with TRL.")
-    for verb in (sft, dpo, kto):
+    for verb in (sft, dpo, kto, grpo):
         group.command(verb.__name__)(verb)
     app.add_typer(group, name="train")
 
@@ -37,6 +37,12 @@ def dpo(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
 def kto(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
     """Make good rollouts likelier and bad ones less likely, without pairs."""
     _train("kto", dataset, out, stage)
+
+
+@stage_options(TrainGrpoSettings, "train grpo")
+def grpo(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
+    """Learn from recorded groups of rollouts by their rewards; experimental."""
+    _train("grpo", dataset, out, stage)
 
 
 def _train(name: str, dataset: Path, out: Path | None, stage: Stage) -> None:

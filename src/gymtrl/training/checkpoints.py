@@ -9,7 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
 from transformers import TrainerCallback
+
+from gymtrl.training.job import OUTCOME, Outcome, write_json
 
 _SEAL = "sealed.json"
 
@@ -18,6 +21,10 @@ class Seal(TrainerCallback):  # type: ignore[misc]  # transformers has no comple
     """Seals each checkpoint once all of it is on disk: a list of its files with their sizes, written last."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.barrier()  # each process writes a part of it
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sizes = {}
         for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL):
@@ -27,6 +34,13 @@ class Seal(TrainerCallback):  # type: ignore[misc]  # transformers has no comple
         partial = folder / f".{_SEAL}"
         partial.write_text(json.dumps(sizes), encoding="utf-8")
         partial.replace(folder / _SEAL)
+
+
+class SaveLast(TrainerCallback):  # type: ignore[misc]
+    """Has the step saved at which training stops, also where that is not the last one. Comes after all who stop it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_save or control.should_training_stop
 
 
 def last_sealed(folder: Path) -> Path | None:
@@ -45,10 +59,20 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def is_final(checkpoint: Path) -> bool:
+def has_all_steps(checkpoint: Path) -> bool:
     """Whether a checkpoint was written after the last step of its run."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return bool(state["global_step"] >= state["max_steps"])
+
+
+def mark_final(checkpoint: Path, outcome: Outcome) -> None:
+    """Says beside a checkpoint that training ended with it, and what was measured."""
+    write_json(checkpoint / OUTCOME, outcome)
+
+
+def is_final(checkpoint: Path) -> bool:
+    """Whether training ended with a checkpoint and all was measured."""
+    return (checkpoint / OUTCOME).is_file()
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

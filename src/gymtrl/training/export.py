@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gymtrl.models.fingerprint import TOKENIZER_FILES, model_file
+from gymtrl.models.fingerprint import TOKENIZER_FILES, load_config, model_file
 from gymtrl.training.data import TrainingData
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _SHIPPED = (*TOKENIZER_FILES, "config.json", "generation_config.json")
@@ -56,26 +53,37 @@ def vllm_rank(rank: int) -> int:
     return next((known for known in _VLLM_RANKS if known >= rank), rank)
 
 
-def save_weights(trained: Any, out: Path, config: PretrainedConfig, *, lora: bool) -> None:
-    """Writes `adapter/` (LoRA) and `model/` with the weights in the type of the base model.
+def export_model(checkpoint: Path, out: Path, base: str, *, lora: bool, trust_remote_code: bool = False) -> None:
+    """Writes `adapter/` (LoRA) and `model/`, with the weights in the type of the base model.
 
     Args:
-        trained (`PreTrainedModel` or `PeftModel`): The trained model; an adapter is merged into it.
+        checkpoint (`Path`): The last of the run.
         out (`Path`): Folder to write into; what an interrupted attempt left there is replaced.
-        config (`PretrainedConfig`): Of the base model, before training touched it.
-        lora (`bool`): `trained` carries an adapter.
+        base (`str`): The model that was trained; an adapter is merged into it.
+        lora (`bool`): The checkpoint holds an adapter.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run code from the model's repository.
     """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(base, trust_remote_code=trust_remote_code)
     for name in ("adapter", "model"):
         shutil.rmtree(out / name, ignore_errors=True)
+    # Merged with all digits, and rounded once.
+    source = base if lora else str(checkpoint)
+    trained: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
     if lora:
-        trained.save_pretrained(out / "adapter")
-        # A form that nobody has filled in, whose header names the base model's folder as a model of the hub.
-        (out / "adapter" / "README.md").unlink(missing_ok=True)
-        trained = trained.merge_and_unload()
-    if config.dtype is not None:
-        trained = trained.to(config.dtype)
+        (out / "adapter").mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(checkpoint / name, out / "adapter" / name)
+        trained = PeftModel.from_pretrained(trained, str(checkpoint)).merge_and_unload()
+    trained = trained.to(config.dtype or torch.float32)
     trained.save_pretrained(out / "model")
     _open_to_readers(out)
+    _copy_settings(base, out / "model")
 
 
 def _open_to_readers(out: Path) -> None:
@@ -84,7 +92,7 @@ def _open_to_readers(out: Path) -> None:
         weights.chmod(weights.parent.stat().st_mode & 0o666)
 
 
-def copy_settings(base: str, out: Path) -> None:
+def _copy_settings(base: str, out: Path) -> None:
     """Copies configuration, tokenizer, chat template and generation settings of the base model byte by byte.
 
     A trainer changes some of them for itself, such as the padding token and the use of a cache; only the weights are

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gymtrl.doctor.run import DataFacts, RunRecord
 from gymtrl.training.plan import Plan
 
-JOB, FAILURE, RESULT, CHANGES = "job.json", "failure.json", "result.json", "changes.json"
-METRICS, CHECKPOINTS, LOCK = "metrics.jsonl", "checkpoints", ".worker.lock"
+JOB, RESULT, CHANGES, FINDINGS = "job.json", "result.json", "changes.json", "findings.json"
+METRICS, CHECKPOINTS, LOCK, OUTCOME = "metrics.jsonl", "checkpoints", ".worker.lock", "outcome.json"
 
 Kind = Literal["memory", "user", "run", "bug"]
 EXIT: dict[Kind, int] = {"bug": 1, "user": 2, "run": 3, "memory": 75}
@@ -27,6 +29,7 @@ class Job:
         plan (`Plan`): The resolved numbers.
         dataset (`str`): Dataset folder.
         base (`str`): Folder or hub id of the model.
+        data (`DataFacts`): Of its training rows.
     """
 
     objective: str
@@ -34,6 +37,22 @@ class Job:
     plan: Plan
     dataset: str
     base: str
+    data: DataFacts
+
+    def record(self) -> RunRecord:
+        """What is known of the run before it begins, for the rules of `doctor`."""
+        return RunRecord(
+            objective=self.objective,
+            method=self.plan.method,
+            dataset=self.dataset,
+            data=self.data,
+            planned_steps=self.plan.steps,
+            effective_batch=self.plan.effective_batch,
+            micro_batch=self.plan.micro_batch,
+            learning_rate=self.plan.learning_rate,
+            desirable_weight=self.settings.get("desirable_weight"),
+            undesirable_weight=self.settings.get("undesirable_weight"),
+        )
 
     def with_plan(self, plan: Plan) -> Job:
         """The same job by other numbers."""
@@ -49,12 +68,14 @@ class Failure:
         message (`str`): What went wrong.
         remedy (`str`, *optional*): What to do.
         at (`str`): What it was doing: `loading`, `training`, `measuring` or `saving`.
+        time (`float`): When, in seconds since 1970; of several processes the first knows the reason.
     """
 
     kind: Kind
     message: str
     remedy: str | None
     at: str
+    time: float
 
 
 @dataclass(frozen=True)
@@ -79,17 +100,23 @@ class Outcome:
     """What a finished run measured.
 
     Attributes:
+        steps (`int`): Optimizer steps that were taken.
         eval_before, eval_after (`float`, *optional*): Loss on validation rows: mean over rows of their mean a token.
         resumed_from (`int`, *optional*): Step from which an interrupted run was continued.
         processes (`int`): Processes that trained.
-        peak_memory (`int`): Bytes of main memory that a process held at most.
+        peak_memory (`int`): Bytes that the first process held at most, of the GPU where it had one.
+        stopped (`str`, *optional*): Why training ended before its last step.
+        parameters (`dict[str, int]`): Weights and layers, as `RunRecord` counts them.
     """
 
+    steps: int
     eval_before: float | None
     eval_after: float | None
     resumed_from: int | None
     processes: int
     peak_memory: int
+    stopped: str | None
+    parameters: dict[str, int]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -103,16 +130,28 @@ def write_json(path: Path, value: Any) -> None:
 def read_job(folder: Path) -> Job:
     """Reads the job of a folder."""
     found = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    return Job(**found | {"plan": Plan(**found["plan"])})
+    return Job(**found | {"plan": Plan(**found["plan"]), "data": DataFacts(**found["data"])})
 
 
-def read_failure(folder: Path) -> Failure | None:
-    """Reads why the last process ended, where it could say so."""
-    path = folder / FAILURE
-    try:
-        return Failure(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
+def failure_file() -> str:
+    """Name of the file in which this process says why it ended; each of several has its own."""
+    return f"failure-{os.environ.get('RANK', '0')}.json"
+
+
+def failure_files(folder: Path) -> list[Path]:
+    """The files in which processes said why they ended."""
+    return sorted(folder.glob("failure-*.json"))
+
+
+def first_failure(folder: Path) -> Failure | None:
+    """Reads why the first process ended, where it could say so; the others lose the connection to it."""
+    found = []
+    for path in failure_files(folder):
+        try:
+            found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError):
+            continue
+    return min(found, key=lambda failure: failure.time, default=None)
 
 
 def read_changes(folder: Path) -> list[Change]:

@@ -53,6 +53,12 @@ FIXED_OPTIONS = (
     "push_to_hub",
     "eval_strategy",
     "eval_on_start",
+    "logging_nan_inf_filter",
+    "average_tokens_across_devices",
+    "fsdp",
+    "fsdp_config",
+    "deepspeed",
+    "ddp_backend",
     "dataset_kwargs",
 )
 """TRL's options that resuming, or the promise that every row is trained on as it is, depend on."""
@@ -210,6 +216,7 @@ def trl_config(
         "save_steps": plan.save_steps,
         "save_total_limit": 2,
         "eval_strategy": "no",
+        "logging_nan_inf_filter": False,  # what is no number is to be seen
         "report_to": settings.report_to or "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": plan.cuda,

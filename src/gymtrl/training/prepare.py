@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gymtrl.doctor.diagnose import diagnose
+from gymtrl.doctor.facts import data_facts
+from gymtrl.doctor.finding import Finding
+from gymtrl.doctor.run import DataFacts
 from gymtrl.errors import UserError
 from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder
 from gymtrl.training.data import TrainingData, dataset_manifest, read_dataset
+from gymtrl.training.job import Job
+from gymtrl.training.launch import Launch
 from gymtrl.training.objective import Objective
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import Plan, check_options, plan
 from gymtrl.training.settings import TrainSettings
 from gymtrl.training.space import Sizes
+from gymtrl.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -32,6 +39,8 @@ class Prepared:
         config (`PretrainedConfig`): Of the model.
         sizes (`Sizes`): Its weights, and those that are trained.
         plan (`Plan`): By which numbers.
+        facts (`DataFacts`): Of the training rows, for the rules of `doctor`.
+        findings (`tuple[Finding, ...]`): What the rules say before training; none of them an error.
     """
 
     objective: Objective
@@ -40,6 +49,8 @@ class Prepared:
     config: PretrainedConfig
     sizes: Sizes
     plan: Plan
+    facts: DataFacts
+    findings: tuple[Finding, ...]
 
 
 def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
@@ -50,12 +61,14 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
         settings (`TrainSettings`): In the objective's own class.
 
     Raises:
-        UserError: The dataset does not fit, was made for another model, or a setting is wrong.
+        UserError: The dataset does not fit, was made for another model, a setting is wrong, or a rule of `doctor` says
+            that the run cannot work.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     objective = objective_of(settings)
     data = read_dataset(dataset, objective.made_by, objective.sequences)
     check_options(settings, objective)
+    check_trackers(settings.report_to)
     base = settings.model or data.model
     trust = bool(settings.trl.get("trust_remote_code"))
     config = load_config(base, trust_remote_code=trust)
@@ -67,7 +80,22 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
 
     resolved = plan(settings, objective, rows=data.train.rows, cuda=torch.cuda.is_available())
     sizes = model_sizes(config, lora_r=settings.lora_r if resolved.method != "full" else None)
-    return Prepared(objective, data, base, config, sizes, resolved)
+    facts = data_facts(dataset)
+    job = Job(objective.name, settings.model_dump(mode="json"), resolved, str(dataset), base, facts)
+    findings = diagnose(replace(job.record(), vocabulary=config.get_text_config().vocab_size), "preflight")
+    for finding in findings:
+        if finding.severity == "error":
+            raise UserError(f"{finding.title}: {finding.evidence}; {finding.cause}", remedy=finding.remedy)
+    return Prepared(objective, data, base, config, sizes, resolved, facts, tuple(findings))
+
+
+def launch_of(settings: TrainSettings, resolved: Plan) -> Launch:
+    """The processes of a run.
+
+    Raises:
+        UserError: They cannot be started so.
+    """
+    return Launch(processes=resolved.processes, cuda=resolved.cuda, engine=settings.engine)
 
 
 def train_inputs(dataset: Path, settings: TrainSettings) -> list[Path]:

@@ -49,11 +49,13 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
 
     Attributes:
         kept (`list[dict[str, Any]]`): Lines of earlier attempts that still hold.
+        evaluated (`dict[int, float]`): Evaluation losses by step, of this process and of those before.
     """
 
     def __init__(self, path: Path, resumed_step: int, *, count_tokens: Callable[[], int] | None = None) -> None:
         self.path = path
         self.kept = [entry for entry in read_metrics(path) if entry["step"] <= resumed_step or "event" in entry]
+        self.evaluated = {entry["step"]: float(entry["eval_loss"]) for entry in self.kept if "eval_loss" in entry}
         self._resumed_step = resumed_step
         self._count_tokens = count_tokens
         self._writes = is_first_process()
@@ -106,6 +108,8 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
             step (`int`): Optimizer steps that the model has made.
             metrics (`dict[str, Any]`): What the trainer's `evaluate` returned.
         """
+        if "eval_loss" in metrics:
+            self.evaluated[step] = float(metrics["eval_loss"])
         self.append({"step": step} | {name: v for name, v in _numbers(metrics).items() if name.startswith("eval_")})
 
     def event(self, text: str, step: int) -> None:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gymtrl.doctor.diagnose import diagnose
+from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings, write_findings
 from gymtrl.training.data import TrainingData
-from gymtrl.training.job import CHECKPOINTS, LOCK, METRICS, RESULT, Change, Job, read_changes, read_outcome
+from gymtrl.training.job import CHECKPOINTS, FINDINGS, LOCK, METRICS, RESULT, Change, Job, read_changes, read_outcome
 from gymtrl.training.objective import Objective
 from gymtrl.training.plan import Plan
-from gymtrl.training.prepare import prepare, train_inputs
+from gymtrl.training.prepare import launch_of, prepare, train_inputs
 from gymtrl.training.settings import TrainSettings
 from gymtrl.training.space import bytes_needed, require_space
 from gymtrl.training.supervise import train_in_processes
 from gymtrl.workspace.artefact import Draft, artefact
+from gymtrl.workspace.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class TrainResult:
         tokens (`int`): Tokens that were computed.
         peak_memory (`int`): Bytes of main memory that a training process held at most.
         resumed_from (`int`, *optional*): Step from which an interrupted run was continued.
+        stopped (`str`, *optional*): Why training ended before its last step.
+        findings (`tuple[Finding, ...]`): What the rules of `doctor` say of it.
     """
 
     path: Path
@@ -53,6 +58,8 @@ class TrainResult:
     tokens: int
     peak_memory: int
     resumed_from: int | None
+    stopped: str | None
+    findings: tuple[Finding, ...]
 
 
 def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
@@ -74,12 +81,13 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
     ready = prepare(dataset, settings)
     tokens = sum(split.tokens for split in (ready.data.train, ready.data.validation) if split is not None)
     verb, inputs = f"train {ready.objective.name}", train_inputs(dataset, settings)
+    launch = launch_of(settings, ready.plan)
     with artefact(out, verb=verb, settings=settings, inputs=inputs, resumable=True) as draft:
         asked = settings.model_dump(mode="json")
-        job = Job(ready.objective.name, asked, ready.plan, str(dataset.resolve()), ready.base)
+        job = Job(ready.objective.name, asked, ready.plan, str(dataset.resolve()), ready.base, ready.facts)
         if not (draft.path / RESULT).is_file():  # an attempt may have been killed after it was done
             require_space(draft.path, bytes_needed(ready.sizes, lora=ready.plan.method != "full", tokens=tokens))
-            train_in_processes(draft.path, job, ready.objective)
+            train_in_processes(draft.path, job, ready.objective, launch)
         return _finish(draft, out, ready.data, job, ready.objective, read_changes(draft.path))
 
 
@@ -87,11 +95,15 @@ def _finish(
     draft: Draft, out: Path, data: TrainingData, job: Job, objective: Objective, changes: list[Change]
 ) -> TrainResult:
     from gymtrl.training.export import write_card
-    from gymtrl.training.progress import read_metrics
 
     resolved = changes[-1].plan if changes else job.plan
     outcome = read_outcome(draft.path)
-    steps = [entry for entry in read_metrics(draft.path / METRICS) if "loss" in entry]
+    entries = read_metrics(draft.path / METRICS)
+    steps = [entry for entry in entries if "loss" in entry]
+    counted: dict[str, Any] = dict(outcome.parameters)
+    evals = tuple(entry for entry in entries if "eval_loss" in entry)
+    record = replace(job.record(), steps=tuple(steps), evals=evals, **counted)
+    findings = _told(draft.path / FINDINGS, [*diagnose(record, "preflight"), *diagnose(record, "after")])
     tenth = max(1, len(steps) // 10)
     lora = resolved.method != "full"
     result = TrainResult(
@@ -108,6 +120,8 @@ def _finish(
         tokens=steps[-1]["tokens"],
         peak_memory=outcome.peak_memory,
         resumed_from=outcome.resumed_from,
+        stopped=outcome.stopped,
+        findings=tuple(findings),
     )
     write_card(
         draft.path,
@@ -136,12 +150,28 @@ def _finish(
             "dataset_inputs": [{"path": item.path, "sha256": item.sha256} for item in data.manifest.inputs],
             "plan": dataclasses.asdict(resolved),
             "changes": [{"step": c.step, "measure": c.measure, "reason": c.reason} for c in changes],
+            "data": dataclasses.asdict(job.data),
+            "parameters": outcome.parameters,
+            "processes": outcome.processes,
+            "stopped": outcome.stopped,
             "results": {name: getattr(result, name) for name in names},
         }
     )
     shutil.rmtree(draft.path / CHECKPOINTS, ignore_errors=True)
     (draft.path / LOCK).unlink(missing_ok=True)
     return result
+
+
+def _told(path: Path, found: list[Finding]) -> list[Finding]:
+    """Adds findings to those that were told in training, and keeps them all."""
+    told = read_findings(path)
+    known = {finding.rule for finding in told}
+    findings = sorted(
+        [*told, *(finding for finding in found if finding.rule not in known)],
+        key=lambda finding: SEVERITIES.index(finding.severity),
+    )
+    write_findings(path, findings)
+    return findings
 
 
 def resolved_settings(resolved: Plan) -> dict[str, Any]:

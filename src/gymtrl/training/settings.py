@@ -189,3 +189,26 @@ class TrainGrpoSettings(TrainSettings):
         description="topr, or one of TRL's losses for GRPO",
         json_schema_extra={"source": "TOPR, arXiv:2503.14286"},
     )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="Temperature that the rollouts were sampled with",
+        json_schema_extra={"source": "importance ratios hold for no other"},
+    )
+    baseline_shift: float = Field(
+        default=-0.1,
+        description="Added to a group's mean reward to make its baseline, which must lie below the mean",
+        json_schema_extra={"source": "AsymRE, arXiv:2506.20520"},
+    )
+    stop_ratio: float = Field(
+        default=0.1,
+        ge=0,
+        description="Stop when the mean importance ratio of bad rollouts falls below it",
+        json_schema_extra={"source": "ours: what is learnt from then on rests on few rollouts"},
+    )
+    stop_kl: float = Field(
+        default=0.5,
+        gt=0,
+        description="Stop when the policy is so far from the recorded one, in nats a token",
+        json_schema_extra={"source": "ours"},
+    )

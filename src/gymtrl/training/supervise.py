@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
 import sys
@@ -15,24 +14,26 @@ from gymtrl.training.job import (
     CHANGES,
     CHECKPOINTS,
     EXIT,
-    FAILURE,
     JOB,
     METRICS,
     Change,
     Failure,
     Job,
+    failure_files,
+    first_failure,
     read_changes,
-    read_failure,
     write_json,
 )
+from gymtrl.training.launch import Launch, worker_command, worker_environment
 from gymtrl.training.measures import next_measure
 from gymtrl.training.objective import Objective
+from gymtrl.workspace.metrics import append_metrics
 
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGABRT, 128 + signal.SIGSEGV)
 _AGAIN = "run it again to go on from the last checkpoint"
 
 
-def train_in_processes(folder: Path, job: Job, objective: Objective) -> None:
+def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Launch) -> None:
     """Runs a job until it is done.
 
     What ran out of memory is started again, by the next measure of `measures.py`, from its last checkpoint;
@@ -43,22 +44,31 @@ def train_in_processes(folder: Path, job: Job, objective: Objective) -> None:
         folder (`Path`): Of the run in the making. Measures of an interrupted attempt, noted there, hold on.
         job (`Job`): What to train.
         objective (`Objective`): Its objective.
+        launch (`Launch`): Its processes.
 
     Raises:
         UserError: The job cannot be trained as it is.
         RunError: Nothing is left to try, the disk is full, or a process ended without a word. What was trained is kept.
     """
+    from gymtrl.training.checkpoints import last_sealed, step_of
+
     changes = read_changes(folder)
     if changes:
         job = job.with_plan(changes[-1].plan)
     while True:
         write_json(folder / JOB, job)
-        (folder / FAILURE).unlink(missing_ok=True)
+        for path in failure_files(folder):
+            path.unlink()
+        last_sealed(folder / CHECKPOINTS)  # deletes what is torn, which several processes must not do at once
         killed_before = _kernel_kills()
-        code = _run(folder)
+        code = _run(folder, launch)
         if code == 0:
             return
-        failure = read_failure(folder) or _unsaid(code, killed_before)
+        failure = first_failure(folder)
+        if failure is None or failure.kind != "memory":
+            failure = _killed(code, launch, _kernel_kills() > killed_before) or failure
+        if failure is None:
+            raise RunError(f"the training process ended with status {code}", remedy=_AGAIN)
         if failure.kind == "user":
             raise UserError(failure.message, remedy=failure.remedy)
         if failure.kind != "memory":
@@ -70,25 +80,29 @@ def train_in_processes(folder: Path, job: Job, objective: Objective) -> None:
                 remedy="train an adapter (method lora), a smaller model or shorter rows (format with --max-length)",
             )
         job = job.with_plan(found[0])
-        changes.append(Change(_steps_done(folder), found[1], f"memory ran out in {failure.at}", found[0]))
+        last = last_sealed(folder / CHECKPOINTS)
+        done = step_of(last) if last is not None else 0
+        changes.append(Change(done, found[1], f"memory ran out in {failure.at}", found[0]))
         write_json(folder / CHANGES, changes)
         _note(folder, changes[-1])
 
 
-def _run(folder: Path) -> int:
-    command = [sys.executable, "-P", "-m", "gymtrl.training.worker", str(folder)]
-    with Supervised(command, log=None, grace=5.0) as process:
+def _run(folder: Path, launch: Launch) -> int:
+    command, environment = worker_command(folder, launch), worker_environment(launch)
+    with Supervised(command, env=environment, grace=5.0) as process:
         while (code := process.exit_code()) is None:
             time.sleep(0.1)
     return code
 
 
-def _unsaid(code: int, killed_before: int) -> Failure:
-    """What a process died of that could not say so."""
+def _killed(code: int, launch: Launch, by_kernel: bool) -> Failure | None:
+    """A lack of memory that no process could tell of."""
     limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-    if code == EXIT["memory"] or (code in _KILLED and (limited or _kernel_kills() > killed_before)):
-        return Failure("memory", f"the process ended with status {code}", None, "training")
-    return Failure("run", f"the training process ended with status {code}", None, "training")
+    # One of several that the kernel killed says nothing, and the others only that they lost it.
+    died = code in _KILLED or launch.processes > 1
+    if code == EXIT["memory"] or (died and by_kernel) or (code in _KILLED and limited):
+        return Failure("memory", f"the process ended with status {code}", None, "training", 0.0)
+    return None
 
 
 def _kernel_kills() -> int:
@@ -103,16 +117,6 @@ def _kernel_kills() -> int:
     return 0
 
 
-def _steps_done(folder: Path) -> int:
-    """Steps that the next attempt need not take again."""
-    from gymtrl.training.checkpoints import last_sealed, step_of
-
-    last = last_sealed(folder / CHECKPOINTS)
-    return step_of(last) if last is not None else 0
-
-
 def _note(folder: Path, change: Change) -> None:
-    entry = {"step": change.step, "event": f"{change.reason}: {change.measure}"}
-    with (folder / METRICS).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(entry) + "\n")
+    append_metrics(folder / METRICS, {"step": change.step, "event": f"{change.reason}: {change.measure}"})
     print(f"memory: {change.reason}; {change.measure}; going on after step {change.step}", file=sys.stderr)

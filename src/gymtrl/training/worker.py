@@ -6,38 +6,40 @@ Run as: python -m gymtrl.training.worker FOLDER, where FOLDER holds a `job.json`
 from __future__ import annotations
 
 import fcntl
-import os
-import resource
+import shutil
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymtrl.errors import GymtrlError, RunError, UserError
-from gymtrl.models.fingerprint import load_config, load_tokenizer
+from gymtrl.models.fingerprint import load_tokenizer
 from gymtrl.training.data import TrainingData, load_rows, read_dataset
 from gymtrl.training.job import (
     CHECKPOINTS,
     EXIT,
-    FAILURE,
+    FINDINGS,
     LOCK,
     METRICS,
+    OUTCOME,
     RESULT,
     Failure,
     Job,
     Kind,
     Outcome,
+    failure_file,
     read_job,
     write_json,
 )
 from gymtrl.training.objective import Objective, Parts
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import trl_config
+from gymtrl.training.progress import is_first_process, peak_memory
 from gymtrl.training.settings import TrainSettings
 from gymtrl.workspace.artefact import is_disk_full
 
@@ -70,56 +72,83 @@ def main(folder: Path) -> int:
         if failure.kind == "bug":
             traceback.print_exc()
         try:
-            write_json(folder / FAILURE, failure)
+            write_json(folder / failure_file(), failure)
         except OSError:
             print(failure.message, file=sys.stderr)
         return EXIT[failure.kind]
 
 
 def _work(folder: Path, job: Job, stage: _Stage) -> None:
-    from gymtrl.training.checkpoints import is_final, last_sealed, step_of
-    from gymtrl.training.export import copy_settings, save_weights
-    from gymtrl.training.progress import MetricsLog, Narrator, read_metrics
+    from gymtrl.training.checkpoints import is_final, last_sealed, mark_final
+    from gymtrl.training.export import export_model
 
     objective = OBJECTIVES[job.objective]  # type: ignore[index]
     settings = objective.settings.model_validate(job.settings)
-    data = read_dataset(Path(job.dataset), objective.made_by, objective.sequences)
-    work, metrics_file = folder / CHECKPOINTS, folder / METRICS
-    checkpoint = last_sealed(work)
+    checkpoint = last_sealed(folder / CHECKPOINTS)
+    trained = None
+    if checkpoint is None or not is_final(checkpoint):
+        trained = _train(folder, job, objective, settings, checkpoint, stage)
+        checkpoint = last_sealed(folder / CHECKPOINTS)
+        assert checkpoint is not None, "training ended without a checkpoint"
+        if is_first_process():
+            mark_final(checkpoint, trained)
+    distributed = trained is not None and trained.processes > 1
+    if distributed:
+        from torch.distributed import destroy_process_group
+
+        destroy_process_group()
+    if is_first_process():
+        stage.now = "saving"
+        export_model(checkpoint, folder, job.base, lora=job.plan.method != "full", trust_remote_code=_trusts(settings))
+        shutil.copyfile(checkpoint / OUTCOME, folder / RESULT)
+
+
+def _train(
+    folder: Path, job: Job, objective: Objective, settings: TrainSettings, checkpoint: Path | None, stage: _Stage
+) -> Outcome:
+    from gymtrl.training.checkpoints import SaveLast, has_all_steps, step_of
+    from gymtrl.training.progress import MetricsLog, Narrator
+    from gymtrl.training.trackers import place_trackers
+    from gymtrl.training.watch import Watch, count_parameters
+
     resumed_from = step_of(checkpoint) if checkpoint is not None else None
-    log, narrator = MetricsLog(metrics_file, resumed_from or 0), Narrator()
-    trainer = make_trainer(job, objective, settings, data, work)
-    trainer.add_callback(log)
-    trainer.add_callback(narrator)
-    measured = {entry["step"]: entry for entry in read_metrics(metrics_file) if "eval_loss" in entry}
-
-    def evaluate(step: int) -> float | None:
-        """The validation loss after a step, measured once however often the run is interrupted."""
-        if data.validation is not None and step not in measured:
-            stage.now = "measuring"
-            measured[step] = {"step": step, **_numbers(trainer.evaluate())}
-            log.append(measured[step])
-        return measured[step]["eval_loss"] if step in measured else None
-
-    before = evaluate(0)
+    log, narrator = MetricsLog(folder / METRICS, resumed_from or 0), Narrator()
+    place_trackers(settings.report_to, folder)
+    data = read_dataset(Path(job.dataset), objective.made_by, objective.sequences)
+    trainer = make_trainer(job, objective, settings, data, folder / CHECKPOINTS)
+    # Where several processes share the model, measuring it before it is prepared for training would undo the sharing.
+    trainer.args.eval_on_start = trainer.eval_dataset is not None and resumed_from is None
+    steps = [entry for entry in log.kept if "loss" in entry]
+    watch = Watch(replace(job.record(), steps=tuple(steps)), folder / FINDINGS)
+    for callback in (log, narrator, watch, SaveLast()):  # the last sees what the others decide
+        trainer.add_callback(callback)
     stage.now = "training"
-    if checkpoint is not None and is_final(checkpoint):
+    if checkpoint is not None and has_all_steps(checkpoint):
         # Asked to resume after its last step, the trainer takes one more where that step lies within an epoch.
         trainer._load_from_checkpoint(str(checkpoint))
-        last_step = step_of(checkpoint)
+        last = step_of(checkpoint)
     else:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         finally:
             narrator.close()
-        last_step = trainer.state.global_step
-    after = evaluate(last_step)
-    stage.now = "saving"
-    config = load_config(job.base, trust_remote_code=bool(settings.trl.get("trust_remote_code")))
-    save_weights(trainer.model, folder, config, lora=job.plan.method != "full")
-    copy_settings(job.base, folder / "model")
-    peak = _peak_memory()
-    write_json(folder / RESULT, Outcome(before, after, resumed_from, trainer.accelerator.num_processes, peak))
+        last = trainer.state.global_step
+    if watch.stopped_by is not None:
+        found = watch.stopped_by
+        raise UserError(f"{found.title}: {found.evidence}", remedy=found.remedy)
+    if trainer.eval_dataset is not None and last not in log.evaluated:
+        stage.now = "measuring"
+        log.evaluation(last, trainer.evaluate())
+    return Outcome(
+        steps=last,
+        eval_before=log.evaluated.get(0),
+        eval_after=log.evaluated.get(last),
+        resumed_from=resumed_from,
+        processes=trainer.accelerator.num_processes,
+        peak_memory=peak_memory(),
+        stopped=getattr(trainer, "stop_reason", None),
+        parameters=count_parameters(trainer.accelerator.unwrap_model(trainer.model)),
+    )
 
 
 def make_trainer(job: Job, objective: Objective, settings: TrainSettings, data: TrainingData, work: Path) -> Trainer:
@@ -135,14 +164,17 @@ def make_trainer(job: Job, objective: Objective, settings: TrainSettings, data: 
     from transformers import PrinterCallback
 
     from gymtrl.training.checkpoints import Seal
+    from gymtrl.training.ranks import RequireEngine, require_processes, shard_on_cpu
 
-    trust = bool(settings.trl.get("trust_remote_code"))
     cache = work / "data"
+    args = trl_config(settings, objective, data, job.plan, work)  # joins the processes
+    require_processes(job.plan.processes)
+    if settings.engine == "fsdp2" and not job.plan.cuda and job.plan.processes > 1:
+        shard_on_cpu()
     train = load_rows(data.train.files, objective.columns, cache).shuffle(seed=settings.seed)
     validation = load_rows(data.validation.files, objective.columns, cache) if data.validation is not None else None
     if validation is not None and len(validation) > EVAL_ROWS:
         validation = validation.select(range(EVAL_ROWS))
-    args = trl_config(settings, objective, data, job.plan, work)
     quantization = _quantization(settings, job)
     going_on = settings.adapter is not None
     trainer = objective.trainer(
@@ -151,14 +183,19 @@ def make_trainer(job: Job, objective: Objective, settings: TrainSettings, data: 
             args=args,
             train=train,
             validation=validation,
-            tokenizer=load_tokenizer(job.base, trust_remote_code=trust),
+            tokenizer=load_tokenizer(job.base, trust_remote_code=_trusts(settings)),
             peft_config=None if going_on else _adapter(settings),
             quantization_config=None if going_on else quantization,
             callbacks=[Seal()],
         )
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(RequireEngine(trainer, settings.engine, job.plan.processes))
     return trainer
+
+
+def _trusts(settings: TrainSettings) -> bool:
+    return bool(settings.trl.get("trust_remote_code"))
 
 
 def _adapter(settings: TrainSettings) -> Any:
@@ -213,7 +250,7 @@ def _failure(error: Exception, at: str) -> Failure:
         kind, message = "memory", str(error).strip().splitlines()[0][:300] if str(error).strip() else "out of memory"
     else:
         kind, message = "bug", f"{type(error).__name__}: {error}"
-    return Failure(kind, message, remedy, at)
+    return Failure(kind, message, remedy, at, time.time())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -230,21 +267,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """What an evaluation measured, without its own timing."""
-    timing = ("_runtime", "_per_second", "_time")
-    return {k: v for k, v in metrics.items() if isinstance(v, int | float) and not k.endswith(timing) and k != "epoch"}
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Waits until a process that was told to end has ended: two would write the same checkpoints."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         yield
         return
     end = time.monotonic() + _LOCK_SECONDS
