@@ -1,4 +1,4 @@
-"""Every objective trains, and to the same numbers as a plain script with TRL's own classes."""
+"""Every objective trains, and to the same numbers as a plain script with the same trainer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from safetensors.torch import load_file
 
 from gymtrl import (
     FormatDpoSettings,
+    FormatGrpoSettings,
     FormatKtoSettings,
     FormatSftSettings,
+    RecordedGroupConfig,
+    RecordedGroupTrainer,
+    TokenDPOTrainer,
+    TokenKTOTrainer,
     TrainDpoSettings,
+    TrainGrpoSettings,
     TrainKtoSettings,
     TrainSftSettings,
     UserError,
     format_dpo,
+    format_grpo,
     format_kto,
     format_sft,
+    recompute_log_probs,
     train,
 )
 from gymtrl.training.settings import TrainSettings
@@ -31,6 +39,7 @@ SETTINGS: dict[str, type[TrainSettings]] = {
     "sft": TrainSftSettings,
     "dpo": TrainDpoSettings,
     "kto": TrainKtoSettings,
+    "grpo": TrainGrpoSettings,
 }
 
 
@@ -44,11 +53,12 @@ def datasets(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str,
     folder = tmp_path_factory.mktemp("datasets")
     rows = sums(12)
     source = write_rows(folder / "rollouts.jsonl", rows)
-    made = {"sft": folder / "sft", "dpo": folder / "dpo", "kto": folder / "kto"}
+    made = {"sft": folder / "sft", "dpo": folder / "dpo", "kto": folder / "kto", "grpo": folder / "grpo"}
     kept = filtered(folder / "filtered", rows[:20], rows[20:])
     format_sft(kept, made["sft"], FormatSftSettings(model=str(model)))
     format_dpo(source, made["dpo"], FormatDpoSettings(model=str(model)))
     format_kto(source, made["kto"], FormatKtoSettings(model=str(model)))
+    format_grpo(source, made["grpo"], FormatGrpoSettings(model=str(model), kind="groups"))
     return made
 
 
@@ -58,40 +68,46 @@ def settings(name: str, **fields: Any) -> TrainSettings:
 
 
 def plain_sft(dataset: Path, model: Path, options: dict[str, Any], peft: Any) -> Any:
-    from datasets import load_dataset
     from trl import SFTConfig, SFTTrainer
 
-    rows = load_dataset(str(dataset), split="train").select_columns(["input_ids", "labels"]).shuffle(seed=0)
+    rows = rows_of(dataset).select_columns(["input_ids", "labels"])
     return SFTTrainer(str(model), args=SFTConfig(**options), train_dataset=rows, peft_config=peft)
 
 
-def plain_dpo(dataset: Path, model: Path, options: dict[str, Any], peft: Any) -> Any:
+def rows_of(dataset: Path) -> Any:
     from datasets import load_dataset
-    from trl import DPOConfig, DPOTrainer
 
-    # Single turns, in which there is nothing to mask: TRL renders them to the tokens of the folder.
-    columns = ["prompt", "chosen", "rejected"]
-    rows = load_dataset(str(dataset), split="train").select_columns(columns).shuffle(seed=0)
+    return load_dataset(str(dataset), split="train").shuffle(seed=0)
+
+
+def plain_dpo(dataset: Path, model: Path, options: dict[str, Any], peft: Any) -> Any:
+    from trl import DPOConfig
+
     config = DPOConfig(loss_type=["sigmoid", "sft"], **options)
-    return DPOTrainer(str(model), args=config, train_dataset=rows, peft_config=peft)
+    return TokenDPOTrainer(str(model), args=config, train_dataset=rows_of(dataset), peft_config=peft)
 
 
 def plain_kto(dataset: Path, model: Path, options: dict[str, Any], peft: Any) -> Any:
-    from datasets import load_dataset
-    from trl import KTOConfig, KTOTrainer
+    from trl import KTOConfig
 
     extra = json.loads((dataset / "manifest.json").read_text())["extra"]
     weights = {name: extra[name] for name in ("desirable_weight", "undesirable_weight")}
-    rows = load_dataset(str(dataset), split="train").select_columns(["prompt", "completion", "label"]).shuffle(seed=0)
     config = KTOConfig(train_sampling_strategy="sequential", **weights, **options)
-    return KTOTrainer(str(model), args=config, train_dataset=rows, peft_config=peft)
+    return TokenKTOTrainer(str(model), args=config, train_dataset=rows_of(dataset), peft_config=peft)
 
 
-PLAIN: dict[str, Callable[..., Any]] = {"sft": plain_sft, "dpo": plain_dpo, "kto": plain_kto}
+def plain_grpo(dataset: Path, model: Path, options: dict[str, Any], peft: Any) -> Any:
+    options = {name: value for name, value in options.items() if name != "max_length"}
+    rows = recompute_log_probs(str(model), rows_of(dataset))
+    config = RecordedGroupConfig(lr_scheduler_type="constant", **options)
+    return RecordedGroupTrainer(str(model), config, rows, peft_config=peft)
+
+
+PLAIN: dict[str, Callable[..., Any]] = {"sft": plain_sft, "dpo": plain_dpo, "kto": plain_kto, "grpo": plain_grpo}
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("name", ["sft", "dpo", "kto"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "grpo"])
 def test_loss_and_weights_equal_those_of_a_plain_script(
     name: str, method: str, datasets: dict[str, Path], model: Path, tmp_path: Path
 ) -> None:
