@@ -6,6 +6,7 @@
 # make benchmark      speed of the endpoint against plain generate
 # make benchmark-read speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
 # make benchmark-format speed of making token ids and masks against plain scripts and TRL (needs Gym: gymtrl gym setup)
+# make benchmark-plan predicted memory of training runs against what TRL's trainers take
 # make clean          removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format clean
+.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-plan clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -56,6 +57,9 @@ benchmark-read: setup
 
 benchmark-format: setup
 	$(BIN)/python benchmarks/format.py $(GYMTRL_HOME)/gym/env
+
+benchmark-plan: setup
+	$(BIN)/python benchmarks/plan.py
 
 clean:
 	rm -rf .venv-* .gymtrl runs/demo-*
