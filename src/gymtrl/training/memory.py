@@ -28,14 +28,16 @@ Triton: the tile, `y`, `z`, `log_p`, `p`, `grad`, a difference and its product w
 QUANTIZED_BYTES = 0.5 + 1 / 64
 """Bytes of a weight in NF4 with double quantization: four bits, and an eight-bit scale for each 64 weights."""
 
-HEAP_SHARE = {"lora": 1.0, "qlora": 1.0, "full": 0.42}
-"""Measured with glibc 2.36: memory that has been freed and stays with the process, for each byte of activations kept.
+HEAP_SHARE = {("adapter", False): 0.8, ("full", False): 0.42, ("adapter", True): 0.65, ("full", True): 0.33}
+"""Measured with glibc 2.36, with an adapter or without, then with gradient checkpointing: memory that was freed and
+stays with the process, for each byte that the layers keep without checkpointing.
 
 Tensors below 32 MiB come from glibc's heap once one as large has been freed (mallopt(3), M_MMAP_THRESHOLD). There lie
-passing tensors between kept ones, and the holes that they leave seldom serve again, because torch asks for aligned
-memory, which takes a larger hole than it leaves. Adapters make more passing tensors than full training. With
-MALLOC_MMAP_THRESHOLD_=131072 this memory goes back at once and the rest of the estimate holds alone, but every tensor
-then costs page faults.
+passing tensors between kept ones, and the holes that they leave seldom serve again: torch asks for aligned memory,
+which takes a larger hole than it leaves. Adapters make more passing tensors than full training. It differs from run to
+run, with an adapter from 0.2 to 1.3, so this is the least certain part of an estimate. With
+MALLOC_MMAP_THRESHOLD_=131072 all goes back at once and the rest of the estimate holds alone, but every tensor then
+costs page faults.
 """
 
 LIBRARY_BYTES = 70 * 2**20
@@ -172,7 +174,8 @@ def estimate(model: ModelShape, run: RunShape) -> MemoryEstimate:
         run (`RunShape`): How.
     """
     trained = trained_weights(model, run)
-    weights, gradients, optimizer = _weight_bytes(model, run), 4 * trained, 8 * trained
+    each = run.weight_bytes if run.method == "full" else 4  # PEFT keeps adapters in float32
+    weights, gradients, optimizer = _weight_bytes(model, run), each * trained, 2 * each * trained
     reference = model.weights * run.weight_bytes if run.objective in ("dpo", "kto") and run.method == "full" else 0
     activations, logits = activation_bytes(model, run), _head_bytes(model, run)
     layer = _layer_bytes(model, run) if run.gradient_checkpointing else 0
@@ -181,7 +184,7 @@ def estimate(model: ModelShape, run: RunShape) -> MemoryEstimate:
     if run.accumulation == 1:
         # The gradients of the first layers come when what the last ones kept has gone.
         gradients = max(0, gradients - activations - logits)
-    temporary = 0 if run.cuda else round(HEAP_SHARE[run.method] * activation_bytes(model, run)) + LIBRARY_BYTES
+    temporary = 0 if run.cuda else _heap_bytes(model, run) + LIBRARY_BYTES
     held = weights + gradients + optimizer + reference + activations + logits + temporary
     # While a model is loaded into another type, the pages of its file count too.
     pages = 0 if run.cuda or run.weight_bytes == model.stored_bytes else model.weights * model.stored_bytes
@@ -214,7 +217,8 @@ def _kept_by_layer(model: ModelShape, run: RunShape) -> int:
     lies between its two matrices. Compare arXiv:2205.05198, section 4, which counts the same for GPT.
     """
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    full, padded = run.method == "full", _sequences(run) > 1
+    # GRPO pads a whole step's rows to the same length before it divides them.
+    full, padded = run.method == "full", _sequences(run) > 1 or run.objective == "grpo"
     in_heads = queries + keys if model.normed_heads else 0
     norms = 2 * model.hidden + in_heads  # inputs
     normed = 2 * model.hidden  # outputs, which linear layers keep as their inputs
@@ -246,6 +250,11 @@ def _layer_bytes(model: ModelShape, run: RunShape) -> int:
     """One layer in its backward pass: what it has computed again, and gradients of its widest tensors."""
     passing = (3 * model.intermediate + 2 * model.hidden) * (2 if run.cuda else 4)
     return _kept_by_layer(model, run) + _sequences(run) * run.longest * passing
+
+
+def _heap_bytes(model: ModelShape, run: RunShape) -> int:
+    share = HEAP_SHARE["full" if run.method == "full" else "adapter", run.gradient_checkpointing]
+    return round(share * model.layers * _kept_by_layer(model, run))
 
 
 def _head_bytes(model: ModelShape, run: RunShape) -> int:
