@@ -7,6 +7,7 @@
 # make benchmark-read speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
 # make benchmark-format speed of making token ids and masks against plain scripts and TRL (needs Gym: gymtrl gym setup)
 # make check-vllm   what training leaves, served by vLLM's CPU build: the same answers as from transformers
+# make benchmark-plan predicted memory of training runs against what TRL's trainers take
 # make clean          removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -20,7 +21,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format check-vllm clean
+.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-plan check-vllm clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -71,6 +72,8 @@ benchmark-format: setup
 check-vllm: setup .venv-vllm/.ready
 	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
 	$(BIN)/python checks/vllm_answers.py $(SMALL_MODEL) --vllm .venv-vllm/bin/vllm
+benchmark-plan: setup
+	$(BIN)/python benchmarks/plan.py
 
 clean:
 	rm -rf .venv-* .gymtrl runs/demo-*

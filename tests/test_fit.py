@@ -1,0 +1,175 @@
+"""What is left open is chosen so that a run fits, what was set stays, and what was traded is said."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymtrl.errors import UserError
+from gymtrl.training.fit import PROCESS_BYTES, SHARE, FitRequest, available_memory, fit, longest_that_fits
+from gymtrl.training.machine import ADDRESS_SPACE, Gpu, Machine, container_memory, machine
+from gymtrl.training.memory import ModelShape, RunShape, estimate
+
+GIB = 2**30
+# SmolLM2-135M
+MODEL = ModelShape(
+    **{"weights": 134_515_008, "linear": 106_168_320, "linear_inputs": 149_760, "linear_outputs": 155_520},
+    **{"linears": 210, "layers": 30, "hidden": 576, "heads": 9, "kv_heads": 3, "head_dim": 64},
+    **{"intermediate": 1536, "vocabulary": 49_152, "normed_heads": False, "tied": True, "stored_bytes": 4},
+)
+REQUEST = FitRequest(MODEL, objective="sft", method="lora", longest=2048, effective_batch=16, cuda=False)
+
+
+def cpu(gib: float) -> Machine:
+    return Machine(memory=round(gib * GIB), limit="memory", cores=2)
+
+
+def gpu(gib: float, *, bfloat16: bool = True) -> Machine:
+    card = Gpu("a card", total=round(gib * GIB), free=round(gib * GIB), bfloat16=bfloat16)
+    return Machine(memory=64 * GIB, limit="memory", cores=8, gpus=(card,))
+
+
+def test_a_cpu_with_room_takes_one_row_at_a_time_and_trades_nothing() -> None:
+    found = fit(REQUEST, cpu(64))
+    assert (found.micro_batch, found.accumulation, found.gradient_checkpointing) == (1, 16, False)
+    assert (found.dtype, found.traded) == ("float32", ())
+    assert found.available == round(SHARE * 64 * GIB) - PROCESS_BYTES["cpu"]
+    assert found.memory == estimate(MODEL, RunShape("sft", "lora", 2048, 1, 16, False))
+
+
+def test_activations_are_computed_again_where_they_would_not_fit() -> None:
+    found = fit(REQUEST, cpu(6))
+    assert found.gradient_checkpointing and found.memory.total <= found.available
+    (said,) = found.traded
+    assert "gradient checkpointing on: saves 2." in said and "GiB" in said and "fifth of the speed" in said
+
+
+def test_a_gpu_takes_as_many_rows_as_fit_and_keeps_the_effective_batch() -> None:
+    request = replace(REQUEST, cuda=True)
+    found = [fit(request, gpu(gib)) for gib in (80, 11, 4, 2)]
+    choices = [(one.micro_batch, one.gradient_checkpointing) for one in found]
+    assert choices[:3] == [(8, False), (4, False), (8, True)]
+    assert choices[3][0] < 8 and choices[3][1]
+    for one in found:
+        assert one.micro_batch * one.accumulation == 16 and one.memory.total <= one.available
+    assert not any("in place of" in said for said in found[0].traded)
+    assert any("4 rows at once in place of 8: saves" in said for said in found[1].traded)
+
+
+def test_frozen_weights_are_rounded_on_a_gpu_alone() -> None:
+    for request, where, dtype in (
+        (replace(REQUEST, cuda=True), gpu(80), "bfloat16"),
+        (replace(REQUEST, cuda=True), gpu(80, bfloat16=False), "float32"),
+        (replace(REQUEST, cuda=True, method="full"), gpu(80), "float32"),
+        (replace(REQUEST, cuda=True, dtype="float32"), gpu(80), "float32"),
+        (REQUEST, cpu(64), "float32"),
+    ):
+        found = fit(request, where)
+        assert found.dtype == dtype
+        assert any("bfloat16" in said for said in found.traded) == (dtype == "bfloat16")
+
+
+def test_what_was_set_stays() -> None:
+    request = replace(REQUEST, micro_batch=4, gradient_checkpointing=True)
+    found = fit(request, cpu(64))
+    assert (found.micro_batch, found.accumulation, found.gradient_checkpointing) == (4, 4, True)
+    assert found.traded == ()
+
+
+def test_processes_share_the_effective_batch_and_the_memory() -> None:
+    found = fit(replace(REQUEST, processes=2), cpu(64))
+    assert (found.micro_batch, found.accumulation) == (1, 8)
+    assert found.available == round(SHARE * 32 * GIB) - PROCESS_BYTES["cpu"]
+    with pytest.raises(UserError, match="cannot be divided"):
+        fit(replace(REQUEST, processes=3), cpu(64))
+    with pytest.raises(UserError, match="micro_batch 3 on 1 process"):
+        fit(replace(REQUEST, micro_batch=3), cpu(64))
+
+
+def test_kto_takes_two_rows_at_least() -> None:
+    assert fit(replace(REQUEST, objective="kto"), cpu(64)).micro_batch == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "gib", "remedy"),
+    [
+        ({"gradient_checkpointing": False}, 6, "leave gradient_checkpointing unset"),
+        ({"micro_batch": 16, "longest": 1024}, 6, "leave micro_batch unset"),
+        ({"micro_batch": 16, "gradient_checkpointing": False}, 6, "leave micro_batch and gradient_checkpointing unset"),
+        ({"method": "full"}, 5.8, "set method to lora"),
+        ({"longest": 60_000}, 8, "rows of up to "),
+        ({}, 0.5, "a smaller model"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_would(changes: dict[str, Any], gib: float, remedy: str) -> None:
+    request = replace(REQUEST, **changes)
+    with pytest.raises(UserError, match="of memory at the least") as caught:
+        fit(request, cpu(gib))
+    assert remedy in (caught.value.remedy or "")
+
+
+def test_the_longest_row_that_fits_is_the_longest() -> None:
+    request = replace(REQUEST, longest=60_000)
+    available = available_memory(request, cpu(8))
+    longest = longest_that_fits(request, available, "float32")
+    assert fit(replace(request, longest=longest), cpu(8)).gradient_checkpointing
+    with pytest.raises(UserError) as caught:
+        fit(replace(request, longest=longest + 1), cpu(8))
+    assert f"max_length {longest}" in (caught.value.remedy or "")
+
+
+def test_without_a_gpu_none_is_used() -> None:
+    with pytest.raises(UserError, match="no GPU"):
+        fit(replace(REQUEST, cuda=True), cpu(8))
+
+
+def group(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+def test_the_tightest_group_of_the_container_counts(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    two = tmp_path / "two"
+    group(two / "a" / "b", memory__max="max", memory__current=5, memory__stat="inactive_file 1")
+    group(two / "a", memory__max=1000, memory__current=700, memory__stat="anon 1\ninactive_file 100")
+    own.write_text("0::/a/b\n")
+    assert container_memory(two, own) == 400
+    group(two / "a" / "b", memory__max=300)
+    assert container_memory(two, own) == 296
+
+    one = tmp_path / "one"
+    files: dict[str, object] = {"memory__usage_in_bytes": 100, "memory__stat": "total_inactive_file 20"}
+    group(one / "memory", memory__limit_in_bytes=2**63 - 4096, **files)
+    own.write_text("4:memory:/host/path\n0::/\n")
+    assert container_memory(one, own) is None
+    group(one / "memory", memory__limit_in_bytes=500)
+    assert container_memory(one, own) == 420
+    assert container_memory(tmp_path / "absent", tmp_path / "none") is None
+
+
+def test_this_machine_has_memory_and_cores() -> None:
+    found = machine()
+    assert found.memory > 0 and found.cores > 0 and found.gpus == ()
+    code = "import sys, gymtrl.training.machine as m; m.machine(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_limit_of_the_address_space_counts() -> None:
+    limit = ADDRESS_SPACE + 123 * 2**20
+    code = "import gymtrl.training.machine as m; found = m.machine(); print(found.limit, found.memory)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.stdout.split() == ["ulimit", "-v", str(123 * 2**20)]
