@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from gymtrl import __version__
-from gymtrl.cli import compare, demo, doctor, export, filter, format, gym, inspect, model, recipe, train, validate
+from gymtrl.cli import compare, demo, doctor, export, filter, format, gym, inspect, model, plan, recipe, train, validate
 from gymtrl.errors import GymtrlError, RunError
 from gymtrl.text import plain
 
@@ -20,6 +20,7 @@ VERBS = (
     "filter",
     "format",
     "export",
+    "plan",
     "train",
     "doctor",
     "validate",
@@ -73,6 +74,7 @@ inspect.register(app)
 filter.register(app)
 format.register(app)
 export.register(app)
+plan.register(app)
 train.register(app)
 doctor.register(app)
 validate.register(app)

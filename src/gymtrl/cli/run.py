@@ -10,9 +10,16 @@ from pydantic import BaseModel
 
 
 def run_stage(
-    out: Path, *, verb: str, settings: BaseModel, inputs: Sequence[Path], work: Callable[[], object], as_json: bool
+    out: Path,
+    *,
+    verb: str,
+    settings: BaseModel,
+    inputs: Sequence[Path],
+    work: Callable[[], object],
+    as_json: bool,
+    show: Callable[[], object] | None = None,
 ) -> None:
-    """Runs `work` unless `out` was made from the same inputs and settings; prints what the folder's manifest says."""
+    """Runs `work` unless `out` was made from the same inputs and settings; then calls `show`, or prints the manifest."""
     from gymtrl.reports.stage import render_manifest
     from gymtrl.workspace.stage import once
 
@@ -21,5 +28,7 @@ def run_stage(
         print(f"{out} is up to date", file=sys.stderr)
     if as_json:
         sys.stdout.write((out / "manifest.json").read_text())
+    elif show is not None:
+        show()
     else:
         render_manifest(out, manifest)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gymtrl.cli.options import Out, Stage, default_out, stage_options
+from gymtrl.cli.plan import preview
 from gymtrl.training.settings import TrainDpoSettings, TrainGrpoSettings, TrainKtoSettings, TrainSftSettings
 
 Dataset = Annotated[Path, typer.Argument(help="Folder that 'format' wrote for this objective.")]
@@ -21,41 +22,44 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="train")
 
 
-@stage_options(TrainSftSettings, "train sft")
+@stage_options(TrainSftSettings, "train sft", preview=preview)
 def sft(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
     """Fine-tune on good rollouts; resumes after an interruption; writes an adapter and a merged model."""
     _train("sft", dataset, out, stage)
 
 
-@stage_options(TrainDpoSettings, "train dpo")
+@stage_options(TrainDpoSettings, "train dpo", preview=preview)
 def dpo(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
     """Prefer the good rollout of each pair to the bad one."""
     _train("dpo", dataset, out, stage)
 
 
-@stage_options(TrainKtoSettings, "train kto")
+@stage_options(TrainKtoSettings, "train kto", preview=preview)
 def kto(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
     """Make good rollouts likelier and bad ones less likely, without pairs."""
     _train("kto", dataset, out, stage)
 
 
-@stage_options(TrainGrpoSettings, "train grpo")
+@stage_options(TrainGrpoSettings, "train grpo", preview=preview)
 def grpo(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
     """Learn from recorded groups of rollouts by their rewards; experimental."""
     _train("grpo", dataset, out, stage)
 
 
 def _train(name: str, dataset: Path, out: Path | None, stage: Stage) -> None:
-    from gymtrl.cli.run import run_stage
-    from gymtrl.training.prepare import train_inputs
-    from gymtrl.training.run import train
+    from rich.console import Console
 
-    folder = out or default_out([dataset], "trained")
+    from gymtrl.cli.run import run_stage
+    from gymtrl.pipeline.steps import train_step
+    from gymtrl.reports.training import read_run, render_run
+
+    step = train_step(name, dataset, out or default_out([dataset], "trained"), stage.settings)
     run_stage(
-        folder,
-        verb=f"train {name}",
-        settings=stage.settings,
-        inputs=train_inputs(dataset, stage.settings),
-        work=lambda: train(dataset, folder, stage.settings),
+        step.folder,
+        verb=step.verb,
+        settings=step.settings,
+        inputs=step.inputs(),
+        work=lambda: step.work(Console(stderr=True)),
         as_json=stage.json,
+        show=lambda: render_run(read_run(step.folder), step.folder),
     )

@@ -24,6 +24,8 @@ from gymtrl.reports.comparison import render_comparison
 from gymtrl.reports.progress import watch
 from gymtrl.reports.reading import watch_reading
 from gymtrl.reports.stage import render_manifest
+from gymtrl.reports.training import read_run
+from gymtrl.reports.training_page import write_page
 from gymtrl.selection.filter import files_read, filter_rollouts
 from gymtrl.selection.settings import FilterSettings
 from gymtrl.training.prepare import train_inputs
@@ -137,13 +139,18 @@ def format_step(objective: str, source: Path, folder: Path, settings: FormatSett
 
 
 def train_step(objective: str, dataset: Path, folder: Path, settings: Any) -> Step:
-    """Trains on a dataset of the objective."""
+    """Trains on a dataset of the objective, and writes the run's page."""
+
+    def work(console: Console) -> None:
+        train(dataset, folder, settings)
+        write_page(read_run(folder), folder / "report.html")
+
     return Step(
         f"train {objective}",
         folder,
         settings,
         inputs=lambda: train_inputs(dataset, settings),
-        work=lambda console: train(dataset, folder, settings),
+        work=work,
     )
 
 

@@ -44,6 +44,7 @@ class FitRequest:
         micro_batch (`int`, *optional*): Rows at once.
         gradient_checkpointing (`bool`, *optional*): Compute activations again.
         dtype (`str`, *optional*): Type of the weights held, `"float32"` or `"bfloat16"`.
+        least_micro (`int`): Fewest rows at once.
     """
 
     model: ModelShape
@@ -57,6 +58,7 @@ class FitRequest:
     micro_batch: int | None = None
     gradient_checkpointing: bool | None = None
     dtype: Dtype | None = None
+    least_micro: int = 1
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,7 @@ def _candidates(request: FitRequest, dtype: Dtype) -> list[RunShape]:
     share, rest = divmod(request.effective_batch, request.processes)
     if rest:
         return []
-    # KTO estimates its KL term from pairs within a micro-batch.
-    least = 2 if request.objective == "kto" else 1
-    divisors = [rows for rows in range(least, share + 1) if share % rows == 0]
+    divisors = [rows for rows in range(request.least_micro, share + 1) if share % rows == 0]
     if request.micro_batch is not None:
         rows_at_once = [rows for rows in divisors if rows == request.micro_batch]
     elif request.cuda:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymtrl.errors import UserError
 from gymtrl.training.data import TrainingData
-from gymtrl.training.objective import Objective
+from gymtrl.training.fit import FitRequest, Fitted, available_memory, fit
+from gymtrl.training.machine import Machine
+from gymtrl.training.memory import MemoryEstimate, ModelShape
+from gymtrl.training.objective import Defaults, Objective
 from gymtrl.training.settings import TrainSettings
 from gymtrl.workspace.settings import nearest
 
@@ -104,54 +107,127 @@ class Plan:
     optimizer: str = "adamw_torch"
 
 
-def plan(settings: TrainSettings, objective: Objective, *, rows: int, cuda: bool) -> Plan:
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what it rests on.
+
+    Attributes:
+        plan (`Plan`): The numbers.
+        origins (`dict[str, str]`): Number → where it comes from.
+        memory (`MemoryEstimate`): Of each process, beyond Python and its libraries.
+        available (`int`): Bytes that the estimate should stay within.
+        notes (`tuple[str, ...]`): What was traded for what, and what may not fit.
+    """
+
+    plan: Plan
+    origins: dict[str, str]
+    memory: MemoryEstimate
+    available: int
+    notes: tuple[str, ...]
+
+
+def plan(
+    settings: TrainSettings, objective: Objective, *, rows: int, longest: int, shape: ModelShape, machine: Machine
+) -> Planned:
     """Fills in what the settings leave open.
 
     Args:
         settings (`TrainSettings`): As the user gave them.
         objective (`Objective`): What is trained.
         rows (`int`): Training rows.
-        cuda (`bool`): A GPU will be used.
+        longest (`int`): Tokens of the longest sequence.
+        shape (`ModelShape`): Of the model.
+        machine (`Machine`): Where it shall be trained, with its GPUs.
 
     Raises:
-        UserError: `effective_batch` is no multiple of the rows that all processes compute at once.
+        UserError: `effective_batch` is no multiple of the rows that all processes compute at once, or nothing fits.
     """
-    defaults = objective.defaults
+    defaults, cuda = objective.defaults, bool(machine.gpus)
     epochs = settings.epochs if settings.epochs is not None else (1.0 if rows > LARGE_DATA else defaults.epochs)
-    effective = settings.effective_batch or min(
-        max(round(rows * epochs / 50), defaults.least_batch), defaults.most_batch
+    least = objective.least_micro * settings.nproc
+    effective = settings.effective_batch or _multiple(
+        min(max(round(rows * epochs / 50), defaults.least_batch), defaults.most_batch),
+        (settings.micro_batch or objective.least_micro) * settings.nproc,
     )
-    wanted = max(objective.least_micro, 4 if cuda else 1)
-    micro = settings.micro_batch or _divisor(max(effective // settings.nproc, 1), wanted, objective.least_micro)
-    together = micro * settings.nproc
-    if effective % together:
-        if settings.effective_batch is not None:
-            raise UserError(
-                f"effective_batch {effective} is no multiple of {together}, the rows that are computed at once "
-                f"(micro_batch {micro} x {settings.nproc} processes)",
-                remedy=f"set effective_batch to {math.ceil(effective / together) * together}",
-            )
-        effective = math.ceil(effective / together) * together
-    steps = settings.max_steps or math.ceil(epochs * math.ceil(rows / effective))
+    if effective % ((settings.micro_batch or 1) * settings.nproc) or effective < least:
+        together = max((settings.micro_batch or 1) * settings.nproc, least)
+        raise UserError(
+            f"effective_batch {effective} is no multiple of {together}, the rows that are computed at once "
+            f"(micro_batch x {settings.nproc} processes)",
+            remedy=f"set effective_batch to {_multiple(effective, together)}",
+        )
+    request = FitRequest(
+        model=shape,
+        objective=objective.name,
+        method=settings.method,
+        longest=longest,
+        effective_batch=effective,
+        cuda=cuda,
+        processes=settings.nproc,
+        lora_r=settings.lora_r,
+        micro_batch=settings.micro_batch,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        least_micro=objective.least_micro,
+    )
+    fitted, notes = _fitted(request, machine)
     lora = settings.method != "full"
-    checkpointing = settings.gradient_checkpointing if settings.gradient_checkpointing is not None else cuda
-    return Plan(
+    steps = settings.max_steps or math.ceil(epochs * math.ceil(rows / effective))
+    made = Plan(
         objective=objective.name,
         method=settings.method,
         rows=rows,
         epochs=epochs,
         steps=steps,
         effective_batch=effective,
-        micro_batch=micro,
-        accumulation=effective // together,
+        micro_batch=fitted.micro_batch,
+        accumulation=fitted.accumulation,
         processes=settings.nproc,
         learning_rate=settings.learning_rate or (defaults.lora_rate if lora else defaults.full_rate),
         save_steps=settings.save_steps or math.ceil(steps / 10),
-        gradient_checkpointing=checkpointing,
-        # An adapter's base is frozen and needs no more digits than it has; weights that are trained do.
-        dtype="bfloat16" if cuda and lora else "float32",
+        gradient_checkpointing=fitted.gradient_checkpointing,
+        dtype=fitted.dtype,
         cuda=cuda,
     )
+    return Planned(made, _origins(settings, defaults, rows), fitted.memory, fitted.available, notes)
+
+
+def _fitted(request: FitRequest, machine: Machine) -> tuple[Fitted, tuple[str, ...]]:
+    """What fits; where only what the user set stands in the way, that is kept, and said."""
+    try:
+        found = fit(request, machine)
+        return found, found.traded
+    except UserError as error:
+        if request.micro_batch is None and request.gradient_checkpointing is None:
+            raise
+        fit(replace(request, micro_batch=None, gradient_checkpointing=None), machine)
+        boundless = replace(machine, memory=2**62, gpus=tuple(replace(gpu, free=2**62) for gpu in machine.gpus))
+        kept = replace(fit(request, boundless), available=available_memory(request, machine))
+        return kept, (f"{error.message}; {error.remedy}. If memory runs out, smaller micro-batches are taken",)
+
+
+def _origins(settings: TrainSettings, defaults: Defaults, rows: int) -> dict[str, str]:
+    """Where each number of a plan comes from."""
+    many = f"; one above {LARGE_DATA:,} rows" if rows > LARGE_DATA else ""
+    computed = {
+        "epochs": f"default ({defaults.epochs_source}{many})",
+        "effective_batch": f"rows * epochs / 50 within {defaults.least_batch} to {defaults.most_batch} "
+        f"({defaults.batch_source})",
+        "learning_rate": f"default ({defaults.rate_source})",
+        "micro_batch": "what fits the memory; on CPU one row is fastest",
+        "gradient_checkpointing": "only where it is needed to fit",
+        "save_steps": "a tenth of the run",
+    }
+    given = {name: "set" for name in computed if getattr(settings, name) is not None}
+    rest = {
+        "steps": "set" if settings.max_steps else "epochs * rows / effective_batch",
+        "accumulation": "effective_batch / micro_batch / processes",
+        "dtype": "weights that are trained keep 32 bits; a frozen base takes 16 on a GPU",
+    }
+    return computed | given | rest
+
+
+def _multiple(number: int, of: int) -> int:
+    return math.ceil(number / of) * of
 
 
 def check_options(settings: TrainSettings, objective: Objective) -> None:
@@ -260,9 +336,3 @@ def _check(
                 "they are",
                 remedy="for that, train with the dataset's own train_with_trl.py",
             )
-
-
-def _divisor(number: int, most: int, least: int) -> int:
-    """The largest divisor up to `most`, or `least` where none reaches it."""
-    found = max(candidate for candidate in range(1, min(number, most) + 1) if number % candidate == 0)
-    return max(found, least)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,16 @@ from gymtrl.doctor.finding import Finding
 from gymtrl.doctor.run import DataFacts
 from gymtrl.errors import UserError
 from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder
+from gymtrl.training.calibrate import calibrate
 from gymtrl.training.data import TrainingData, dataset_manifest, read_dataset
 from gymtrl.training.job import Job
 from gymtrl.training.launch import Launch
+from gymtrl.training.machine import machine
+from gymtrl.training.memory import ModelShape, model_shape
 from gymtrl.training.objective import Objective
 from gymtrl.training.objectives import OBJECTIVES
-from gymtrl.training.plan import Plan, check_options, plan
+from gymtrl.training.plan import Plan, Planned, check_options, plan
 from gymtrl.training.settings import TrainSettings
-from gymtrl.training.space import Sizes
 from gymtrl.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -36,9 +38,8 @@ class Prepared:
         objective (`Objective`): What is trained.
         data (`TrainingData`): On what.
         base (`str`): Folder or hub id of the model.
-        config (`PretrainedConfig`): Of the model.
-        sizes (`Sizes`): Its weights, and those that are trained.
-        plan (`Plan`): By which numbers.
+        shape (`ModelShape`): Counts of the model.
+        planned (`Planned`): By which numbers it trains, and what they rest on.
         facts (`DataFacts`): Of the training rows, for the rules of `doctor`.
         findings (`tuple[Finding, ...]`): What the rules say before training; none of them an error.
     """
@@ -46,9 +47,8 @@ class Prepared:
     objective: Objective
     data: TrainingData
     base: str
-    config: PretrainedConfig
-    sizes: Sizes
-    plan: Plan
+    shape: ModelShape
+    planned: Planned
     facts: DataFacts
     findings: tuple[Finding, ...]
 
@@ -76,17 +76,18 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
     if settings.adapter is not None:
         _require_own_adapter(Path(settings.adapter), base, config)
 
-    import torch
-
-    resolved = plan(settings, objective, rows=data.train.rows, cuda=torch.cuda.is_available())
-    sizes = model_sizes(config, lora_r=settings.lora_r if resolved.method != "full" else None)
+    shape = model_shape(config)
+    planned = plan(
+        settings, objective, rows=data.train.rows, longest=data.train.longest, shape=shape, machine=machine(gpus=True)
+    )
+    resolved = planned.plan
     facts = data_facts(dataset)
     job = Job(objective.name, settings.model_dump(mode="json"), resolved, str(dataset), base, facts)
     findings = diagnose(replace(job.record(), vocabulary=config.get_text_config().vocab_size), "preflight")
     for finding in findings:
         if finding.severity == "error":
             raise UserError(f"{finding.title}: {finding.evidence}; {finding.cause}", remedy=finding.remedy)
-    return Prepared(objective, data, base, config, sizes, resolved, facts, tuple(findings))
+    return Prepared(objective, data, base, shape, planned, facts, tuple(findings))
 
 
 def launch_of(settings: TrainSettings, resolved: Plan) -> Launch:
@@ -130,33 +131,6 @@ def objective_of(settings: TrainSettings) -> Objective:
     raise UserError(f"{type(settings).__name__} are settings of no objective", remedy=f"give one of {names}")
 
 
-def model_sizes(config: PretrainedConfig, *, lora_r: int | None) -> Sizes:
-    """Counts the weights of a model without allocating them.
-
-    Args:
-        config (`PretrainedConfig`): Of the model.
-        lora_r (`int`, *optional*): Rank of an adapter on every linear layer but the head; `None` trains every weight.
-    """
-    import torch
-
-    model = on_meta(config)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    head = model.get_output_embeddings()
-    linear = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
-    adapter = sum((lora_r or 0) * (layer.in_features + layer.out_features) for layer in linear)
-    dtype = config.dtype if config.dtype is not None else torch.float32
-    return Sizes(weights, adapter if lora_r else weights, torch.empty(0, dtype=dtype).element_size())
-
-
-def on_meta(config: PretrainedConfig) -> Any:
-    """The model of a configuration, with no memory behind its weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
 def _require_same_tokens(
     data: TrainingData, base: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> None:
@@ -188,7 +162,9 @@ def _require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> 
     Raises:
         UserError: It is no LoRA adapter, names another model, or its weights fit no layer of this one.
     """
+    import torch
     from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
 
     settings_file, weights_file = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
     try:
@@ -205,7 +181,8 @@ def _require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> 
             f"the adapter {adapter} was trained on {named or 'a model that it does not name'}, not on {base}",
             remedy=f"give --model {named}, or an adapter of {base}",
         )
-    layers = {name: parameter.shape for name, parameter in on_meta(config).named_parameters()}
+    with torch.device("meta"):
+        layers = {n: weight.shape for n, weight in AutoModelForCausalLM.from_config(config).named_parameters()}
     for name, shape in shapes.items():
         layer, _, side = name.removeprefix("base_model.model.").partition(".lora_")
         wide = layers.get(f"{layer}.weight")
@@ -216,3 +193,53 @@ def _require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> 
                 f"adapter's weight {shape}",
                 remedy=f"give the model that it was trained on ({named})",
             )
+
+
+def job_of(ready: Prepared, dataset: Path, settings: TrainSettings) -> Job:
+    """A prepared run as its processes need to know it."""
+    asked = settings.model_dump(mode="json")
+    return Job(ready.objective.name, asked, ready.planned.plan, str(dataset.resolve()), ready.base, ready.facts)
+
+
+def plan_facts(dataset: Path, settings: TrainSettings, *, calibrated: bool) -> dict[str, Any]:
+    """What a run will do and need, for reports.
+
+    Args:
+        dataset (`Path`): Folder that `format` wrote.
+        settings (`TrainSettings`): Of the run.
+        calibrated (`bool`): Train on the longest rows for a few steps, to tell the time.
+
+    Returns:
+        `dict[str, Any]`: JSON-able: `plan` (value and origin of each number), `memory` (bytes by part), `data`,
+            `notes`, `findings`, and `speed` where it was measured.
+
+    Raises:
+        UserError: As `prepare`.
+        RunError: The few steps failed.
+    """
+    ready = prepare(dataset, settings)
+    planned, split = ready.planned, ready.data.train
+    numbers = asdict(planned.plan)
+    facts: dict[str, Any] = {
+        "model": ready.base,
+        "plan": {name: {"value": v, "origin": planned.origins.get(name, "the job")} for name, v in numbers.items()},
+        "memory": {
+            "parts": asdict(planned.memory),
+            "total": planned.memory.total,
+            "available": planned.available,
+        },
+        "data": {
+            "rows": split.rows,
+            "tokens": split.tokens,
+            "loss_tokens": split.loss_tokens,
+            "longest": split.longest,
+        },
+        "notes": list(planned.notes),
+        "findings": [asdict(finding) for finding in ready.findings],
+    }
+    if calibrated:
+        speed = calibrate(job_of(ready, dataset, settings))
+        share = planned.plan.steps * planned.plan.effective_batch / split.rows
+        seconds = speed.seconds(round(split.tokens * share), planned.plan.processes)
+        facts["speed"] = asdict(speed) | {"seconds": seconds}
+    return facts

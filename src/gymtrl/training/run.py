@@ -13,13 +13,11 @@ from typing import Any
 
 from gymtrl.doctor.diagnose import diagnose
 from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings, write_findings
-from gymtrl.training.data import TrainingData
 from gymtrl.training.job import CHECKPOINTS, FINDINGS, LOCK, METRICS, RESULT, Change, Job, read_changes, read_outcome
-from gymtrl.training.objective import Objective
 from gymtrl.training.plan import Plan
-from gymtrl.training.prepare import launch_of, prepare, train_inputs
+from gymtrl.training.prepare import Prepared, job_of, launch_of, prepare, train_inputs
 from gymtrl.training.settings import TrainSettings
-from gymtrl.training.space import bytes_needed, require_space
+from gymtrl.training.space import Sizes, bytes_needed, require_space
 from gymtrl.training.supervise import train_in_processes
 from gymtrl.workspace.artefact import Draft, artefact
 from gymtrl.workspace.metrics import read_metrics
@@ -81,19 +79,19 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
     ready = prepare(dataset, settings)
     tokens = sum(split.tokens for split in (ready.data.train, ready.data.validation) if split is not None)
     verb, inputs = f"train {ready.objective.name}", train_inputs(dataset, settings)
-    launch = launch_of(settings, ready.plan)
+    plan, lora = ready.planned.plan, ready.planned.plan.method != "full"
+    launch = launch_of(settings, plan)
+    trained = settings.lora_r * (ready.shape.linear_inputs + ready.shape.linear_outputs)
+    sizes = Sizes(ready.shape.weights, trained if lora else ready.shape.weights, ready.shape.stored_bytes)
     with artefact(out, verb=verb, settings=settings, inputs=inputs, resumable=True) as draft:
-        asked = settings.model_dump(mode="json")
-        job = Job(ready.objective.name, asked, ready.plan, str(dataset.resolve()), ready.base, ready.facts)
+        job = job_of(ready, dataset, settings)
         if not (draft.path / RESULT).is_file():  # an attempt may have been killed after it was done
-            require_space(draft.path, bytes_needed(ready.sizes, lora=ready.plan.method != "full", tokens=tokens))
+            require_space(draft.path, bytes_needed(sizes, lora=lora, tokens=tokens))
             train_in_processes(draft.path, job, ready.objective, launch)
-        return _finish(draft, out, ready.data, job, ready.objective, read_changes(draft.path))
+        return _finish(draft, out, ready, job, read_changes(draft.path))
 
 
-def _finish(
-    draft: Draft, out: Path, data: TrainingData, job: Job, objective: Objective, changes: list[Change]
-) -> TrainResult:
+def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Change]) -> TrainResult:
     from gymtrl.training.export import write_card
 
     resolved = changes[-1].plan if changes else job.plan
@@ -127,9 +125,9 @@ def _finish(
         draft.path,
         name=out.name,
         base=job.base,
-        trainer=objective.trainer_name,
+        trainer=ready.objective.trainer_name,
         lora=lora,
-        data=data,
+        data=ready.data,
         steps=resolved.steps,
         batch=resolved.effective_batch,
         facts={
@@ -144,11 +142,13 @@ def _finish(
     names = ("first_loss", "last_loss", "eval_before", "eval_after", "seconds", "tokens", "peak_memory")
     draft.extra.update(
         {
-            "objective": objective.name,
+            "objective": job.objective,
             "model": job.base,
-            "fingerprint": data.fingerprint.as_dict(),
-            "dataset_inputs": [{"path": item.path, "sha256": item.sha256} for item in data.manifest.inputs],
+            "fingerprint": ready.data.fingerprint.as_dict(),
+            "dataset_inputs": [{"path": item.path, "sha256": item.sha256} for item in ready.data.manifest.inputs],
             "plan": dataclasses.asdict(resolved),
+            "origins": ready.planned.origins,
+            "notes": list(ready.planned.notes),
             "changes": [{"step": c.step, "measure": c.measure, "reason": c.reason} for c in changes],
             "data": dataclasses.asdict(job.data),
             "parameters": outcome.parameters,

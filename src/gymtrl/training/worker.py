@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +64,7 @@ def main(folder: Path) -> int:
     """Trains what `folder` asks for. Returns the exit status; see `EXIT`."""
     stage = _Stage()
     try:
-        with _alone(folder), _quiet():
+        with _alone(folder), quiet():
             _work(folder, read_job(folder), stage)
         return 0
     except Exception as error:  # whatever it is, the process that started this one has to hear of it
@@ -151,7 +151,15 @@ def _train(
     )
 
 
-def make_trainer(job: Job, objective: Objective, settings: TrainSettings, data: TrainingData, work: Path) -> Trainer:
+def make_trainer(
+    job: Job,
+    objective: Objective,
+    settings: TrainSettings,
+    data: TrainingData,
+    work: Path,
+    *,
+    only: Sequence[int] | None = None,
+) -> Trainer:
     """Builds TRL's trainer for a job, ready to train.
 
     Args:
@@ -160,6 +168,7 @@ def make_trainer(job: Job, objective: Objective, settings: TrainSettings, data: 
         settings (`TrainSettings`): Its settings.
         data (`TrainingData`): Its dataset.
         work (`Path`): Folder for checkpoints.
+        only (`Sequence[int]`, *optional*): Take these rows, in this order, and none for validation.
     """
     from transformers import PrinterCallback
 
@@ -173,6 +182,8 @@ def make_trainer(job: Job, objective: Objective, settings: TrainSettings, data: 
         shard_on_cpu()
     train = load_rows(data.train.files, objective.columns, cache).shuffle(seed=settings.seed)
     validation = load_rows(data.validation.files, objective.columns, cache) if data.validation is not None else None
+    if only is not None:
+        train, validation = load_rows(data.train.files, objective.columns, cache).select(only), None
     if validation is not None and len(validation) > EVAL_ROWS:
         validation = validation.select(range(EVAL_ROWS))
     quantization = _quantization(settings, job)
@@ -289,7 +300,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the libraries' own bars and remarks off the terminal while our one bar is there."""
     import datasets
     from transformers.utils import logging
