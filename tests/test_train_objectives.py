@@ -148,7 +148,7 @@ def test_an_adapter_is_trained_on(datasets: dict[str, Path], model: Path, tmp_pa
 
     first = train(datasets["sft"], tmp_path / "first", settings("sft"))
     assert first.adapter is not None
-    second = train(datasets["dpo"], tmp_path / "second", settings("dpo", adapter=str(first.adapter), max_steps=1))
+    second = train(datasets["dpo"], tmp_path / "second", settings("dpo", adapter=str(first.adapter), max_steps=2))
     assert second.adapter is not None
     before, after = (load_file(run / "adapter_model.safetensors") for run in (first.adapter, second.adapter))
     assert before.keys() == after.keys()

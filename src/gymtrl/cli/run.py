@@ -19,7 +19,7 @@ def run_stage(
     as_json: bool,
     show: Callable[[], object] | None = None,
 ) -> None:
-    """Runs `work` unless `out` was made from the same inputs and settings; then calls `show`, or prints the manifest."""
+    """Runs `work` unless `out` was made from the same inputs and settings; then shows it."""
     from gymtrl.reports.stage import render_manifest
     from gymtrl.workspace.stage import once
 

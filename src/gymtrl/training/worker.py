@@ -245,6 +245,7 @@ def _with_adapter(base: str, settings: TrainSettings, args: Any, quantization: A
     options = dict(args.model_init_kwargs or {})
     if quantization is not None:
         options["quantization_config"] = quantization
+    args.model_init_kwargs = None  # they are spent here
     model = create_model_from_path(base, trust_remote_code=args.trust_remote_code, **options)
     return PeftModel.from_pretrained(model, settings.adapter, is_trainable=True)
 
