@@ -227,7 +227,7 @@ def _outcome(run: TrainingRun) -> Iterator[Text]:
     yield _line(effort(run))
     for name, before, after in outcome(run):
         yield Text(f"{name}: {figure(before)} → {figure(after)}")
-    data = list(flat(run.facts("data")))
+    data = [(name, value) for name, value in flat(run.facts("data")) if value != "0"]
     if data:
         yield Text(plain("data: " + ", ".join(f"{name} {value}" for name, value in data)), "dim")
 

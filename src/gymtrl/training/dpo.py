@@ -48,7 +48,7 @@ DPO = Objective(
         rate_source="TRL; OLMo 3; Tülu 3 takes 5e-7",
         epochs=1.0,
         epochs_source="Tülu 3",
-        least_batch=8,
+        least_batch=4,
         most_batch=64,
         batch_source="Tülu 3: 64; ours: small data still gets its steps",
     ),

@@ -251,17 +251,20 @@ class RecordedGroupTrainer(GRPOTrainer):  # type: ignore[misc]  # untyped base
             of_rollouts.clamp(max=0).exp().sum(),
             (of_rollouts > 0).sum(),
             negative.sum(),
+            inputs["prompt_mask"].sum() + inputs["completion_mask"].sum(),
         ]
         found = torch.stack([value.float() for value in sums])
         self._sums = found if self._sums is None else self._sums + found
         if not self.accelerator.sync_gradients:
             return
         total = self.accelerator.reduce(self._sums, reduction="sum").tolist()
-        squares, entropy, tokens, ratios, clipped, negatives = total
+        squares, entropy, tokens, ratios, clipped, negatives, computed = total
         self._sums = None
         metrics, groups = self._metrics["train"], self.train_groups
         kl = squares / max(tokens, 1)
         metrics["kl"].append(kl)
+        self.state.num_input_tokens_seen += round(computed)
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
         metrics["frac_reward_zero_std"].append(groups.without_variance / groups.groups)
         if negatives:
             metrics["ratio/negatives"].append(ratios / negatives)

@@ -164,12 +164,8 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
 
 def _told(path: Path, found: list[Finding]) -> list[Finding]:
     """Adds findings to those that were told in training, and keeps them all."""
-    told = read_findings(path)
-    known = {finding.rule for finding in told}
-    findings = sorted(
-        [*told, *(finding for finding in found if finding.rule not in known)],
-        key=lambda finding: SEVERITIES.index(finding.severity),
-    )
+    by_rule = {finding.rule: finding for finding in [*found, *read_findings(path)]}
+    findings = sorted(by_rule.values(), key=lambda finding: SEVERITIES.index(finding.severity))
     write_findings(path, findings)
     return findings
 
