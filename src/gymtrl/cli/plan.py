@@ -54,7 +54,7 @@ def grpo(dataset: Dataset, calibrate: Calibrate = True, *, stage: Stage) -> None
     _show(dataset, stage.settings, calibrate, stage.json)
 
 
-def preview(resolved: Resolved[Any], *, as_json: bool, dataset: Path, out: Path | None = None) -> None:
+def preview(resolved: Resolved[Any], *, as_json: bool, dataset: Path, **unused: Any) -> None:
     """What `train --dry-run` prints."""
     _show(dataset, resolved.settings, calibrated=False, as_json=as_json)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +13,13 @@ from gymtrl.cli.plan import preview
 from gymtrl.training.settings import TrainDpoSettings, TrainGrpoSettings, TrainKtoSettings, TrainSftSettings
 
 Dataset = Annotated[Path, typer.Argument(help="Folder that 'format' wrote for this objective.")]
+
+
+Emit = Annotated[
+    Literal["slurm"] | None,
+    typer.Option("--emit", help="Print a job script for many nodes, in place of training.", show_default=False),
+]
+Hours = Annotated[float, typer.Option("--hours", min=0.1, help="Time limit of the job, for --emit.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,37 +31,43 @@ def register(app: typer.Typer) -> None:
 
 
 @stage_options(TrainSftSettings, "train sft", preview=preview)
-def sft(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
+def sft(dataset: Dataset, out: Out = None, emit: Emit = None, hours: Hours = 24.0, *, stage: Stage) -> None:
     """Fine-tune on good rollouts; resumes after an interruption; writes an adapter and a merged model."""
-    _train("sft", dataset, out, stage)
+    _train("sft", dataset, out, emit, hours, stage)
 
 
 @stage_options(TrainDpoSettings, "train dpo", preview=preview)
-def dpo(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
+def dpo(dataset: Dataset, out: Out = None, emit: Emit = None, hours: Hours = 24.0, *, stage: Stage) -> None:
     """Prefer the good rollout of each pair to the bad one."""
-    _train("dpo", dataset, out, stage)
+    _train("dpo", dataset, out, emit, hours, stage)
 
 
 @stage_options(TrainKtoSettings, "train kto", preview=preview)
-def kto(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
+def kto(dataset: Dataset, out: Out = None, emit: Emit = None, hours: Hours = 24.0, *, stage: Stage) -> None:
     """Make good rollouts likelier and bad ones less likely, without pairs."""
-    _train("kto", dataset, out, stage)
+    _train("kto", dataset, out, emit, hours, stage)
 
 
 @stage_options(TrainGrpoSettings, "train grpo", preview=preview)
-def grpo(dataset: Dataset, out: Out = None, *, stage: Stage) -> None:
+def grpo(dataset: Dataset, out: Out = None, emit: Emit = None, hours: Hours = 24.0, *, stage: Stage) -> None:
     """Learn from recorded groups of rollouts by their rewards; experimental."""
-    _train("grpo", dataset, out, stage)
+    _train("grpo", dataset, out, emit, hours, stage)
 
 
-def _train(name: str, dataset: Path, out: Path | None, stage: Stage) -> None:
+def _train(name: str, dataset: Path, out: Path | None, emit: str | None, hours: float, stage: Stage) -> None:
+    folder = out or default_out([dataset], "trained")
+    if emit is not None:
+        from gymtrl.training.slurm import job_script
+
+        print(job_script(sys.argv[1:], stage.settings, name=folder.name, hours=hours), end="")
+        return
     from rich.console import Console
 
     from gymtrl.cli.run import run_stage
     from gymtrl.pipeline.steps import train_step
     from gymtrl.reports.training import read_run, render_run
 
-    step = train_step(name, dataset, out or default_out([dataset], "trained"), stage.settings)
+    step = train_step(name, dataset, folder, stage.settings)
     run_stage(
         step.folder,
         verb=step.verb,

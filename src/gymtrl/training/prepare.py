@@ -24,6 +24,7 @@ from gymtrl.training.objective import Objective
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import Plan, Planned, check_options, plan
 from gymtrl.training.settings import TrainSettings
+from gymtrl.training.slurm import meeting_point
 from gymtrl.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -94,9 +95,13 @@ def launch_of(settings: TrainSettings, resolved: Plan) -> Launch:
     """The processes of a run.
 
     Raises:
-        UserError: They cannot be started so.
+        UserError: They cannot be started so, or several nodes are wanted outside a Slurm job.
     """
-    return Launch(processes=resolved.processes, cuda=resolved.cuda, engine=settings.engine)
+    launch = Launch(processes=resolved.processes, cuda=resolved.cuda, nodes=settings.nodes, engine=settings.engine)
+    if settings.nodes == 1:
+        return launch
+    host, port = meeting_point()
+    return replace(launch, host=host, port=port)
 
 
 def train_inputs(dataset: Path, settings: TrainSettings) -> list[Path]:

@@ -98,8 +98,14 @@ class TrainSettings(BaseModel, extra="forbid"):
     nproc: int = Field(
         default=1,
         ge=1,
-        description="Processes on this machine, one a GPU",
+        description="Processes that train, over all nodes; one a GPU",
         json_schema_extra={"source": "one runs everywhere"},
+    )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        description="Machines of a Slurm job that the processes are divided among",
+        json_schema_extra={"source": "one needs no Slurm"},
     )
     engine: Literal["ddp", "fsdp2", "zero3"] = Field(
         default="ddp",

@@ -18,9 +18,12 @@ from pathlib import Path
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.training.launch import Launch
+from gymtrl.training.settings import TrainSettings
 
 RESTARTS = 50
 """Times that a job starts itself again; without an end, a run that cannot save within the time limit would go on."""
+
+_OWN_OPTIONS = ("--emit", "--hours")
 
 _SCRIPT = """\
 #!/bin/bash
@@ -45,6 +48,25 @@ if [ -n "$limit" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
 fi
 exit "$status"
 """
+
+
+def job_script(words: Sequence[str], settings: TrainSettings, *, name: str, hours: float) -> str:
+    """The job script that runs a command of `gymtrl train` on many nodes.
+
+    Args:
+        words (`Sequence[str]`): The command's words after `gymtrl`; those that asked for this script are left out.
+        settings (`TrainSettings`): What they came to.
+        name (`str`): Of the job.
+        hours (`float`): Time limit of one start.
+    """
+    kept, skip = [], False
+    for word in words:
+        if not skip and word.partition("=")[0] not in _OWN_OPTIONS:
+            kept.append(word)
+        skip = not skip and word in _OWN_OPTIONS
+    # Written where there may be no GPU, for nodes that have them.
+    launch = Launch(processes=settings.nproc, cuda=True, nodes=settings.nodes, engine=settings.engine)
+    return slurm_script(kept, launch, name=name, folder=Path.cwd(), hours=hours)
 
 
 def slurm_script(arguments: Sequence[str], launch: Launch, *, name: str, folder: Path, hours: float) -> str:
