@@ -6,16 +6,21 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from gymtrl import FormatSftSettings, RunError, TrainSftSettings, format_sft, train
 from gymtrl.training.dpo import DPO
 from gymtrl.training.kto import KTO
+from gymtrl.training.machine import Gpu, Machine
 from gymtrl.training.measures import next_measure
-from gymtrl.training.plan import Plan, plan
-from gymtrl.training.settings import TrainDpoSettings, TrainKtoSettings
+from gymtrl.training.memory import model_shape
+from gymtrl.training.objective import Objective
+from gymtrl.training.plan import plan
+from gymtrl.training.settings import TrainDpoSettings, TrainKtoSettings, TrainSettings
 from gymtrl.training.sft import SFT
 from tiny import filtered, metrics, sums, tiny_llama
 
@@ -31,7 +36,7 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), TrainSftSettings.model_validate_json
 # Tells the most address space that a training process took.
 _PEAK = """
 import atexit, sys
-if "gymtrl.training.worker" in sys.orig_argv:
+if sys.orig_argv[1:3] == ["-m", "gymtrl.training.worker"]:
     def tell():
         status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
         open({path!r}, "w").write(status["VmPeak"].split()[0])
@@ -41,7 +46,7 @@ if "gymtrl.training.worker" in sys.orig_argv:
 # Stands for a GPU that is too small: steps of more than one row raise what torch raises there.
 _SMALL_GPU = """
 import sys
-if "gymtrl.training.worker" in sys.orig_argv:
+if sys.orig_argv[1:3] == ["-m", "gymtrl.training.worker"]:
     import torch, transformers
     step = transformers.Trainer.training_step
     def small(self, model, inputs, *more, **named):
@@ -64,7 +69,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Path
 
 def settings(micro: int) -> TrainSftSettings:
     return TrainSftSettings(
-        method="full", max_steps=4, save_steps=2, effective_batch=8, micro_batch=micro, learning_rate=0.01
+        method="full", max_steps=4, save_steps=2, effective_batch=8, micro_batch=micro, learning_rate=1e-3
     )
 
 
@@ -120,25 +125,26 @@ def test_nothing_left_to_try_is_told_and_keeps_what_was_trained(
 
 
 def test_measures_come_in_their_order_and_keep_the_effective_batch() -> None:
-    def all_of(first: Plan, objective: object) -> list[str]:
-        words, current = [], first
-        while (found := next_measure(current, objective)) is not None:  # type: ignore[arg-type]
+    def all_of(settings: TrainSettings, objective: Objective, *, cuda: bool) -> list[str]:
+        gpus = (Gpu("small", 2**40, 2**40, True),) if cuda else ()
+        machine = Machine(memory=2**40, limit="memory", cores=2, gpus=gpus)
+        planned = plan(settings, objective, rows=100, longest=100, shape=model_shape(LlamaConfig()), machine=machine)
+        first = current = replace(planned.plan, gradient_checkpointing=cuda)
+        words = []
+        while (found := next_measure(current, objective)) is not None:
             current = found[0]
             assert current.micro_batch * current.accumulation * current.processes == first.effective_batch
-            words.append(found[1])
+            words.append(found[1].partition(",")[0])
         return words
 
-    sft = plan(TrainSftSettings(effective_batch=12, micro_batch=6), SFT, rows=100, cuda=False)
-    assert [word.partition(",")[0] for word in all_of(sft, SFT)] == [
+    sft = TrainSftSettings(effective_batch=12, micro_batch=6)
+    assert all_of(sft, SFT, cuda=False) == [
         "micro-batch 6 -> 3",
         "micro-batch 3 -> 1",
         "gradient checkpointing on",
     ]
-    dpo = plan(TrainDpoSettings(effective_batch=8, micro_batch=2), DPO, rows=100, cuda=True)
-    assert [word.partition(",")[0] for word in all_of(dpo, DPO)] == [
-        "micro-batch 2 -> 1",
-        "activations wait in main memory",
-    ]
+    dpo = TrainDpoSettings(effective_batch=8, micro_batch=2)
+    assert all_of(dpo, DPO, cuda=True) == ["micro-batch 2 -> 1", "activations wait in main memory"]
     # KTO's loss depends on the rows that are paired in a micro-batch, of which it needs a few.
-    kto = plan(TrainKtoSettings(effective_batch=16, micro_batch=8), KTO, rows=100, cuda=False)
-    assert [word.partition(",")[0] for word in all_of(kto, KTO)] == ["gradient checkpointing on", "micro-batch 8 -> 4"]
+    kto = TrainKtoSettings(effective_batch=16, micro_batch=8)
+    assert all_of(kto, KTO, cuda=False) == ["gradient checkpointing on", "micro-batch 8 -> 4"]

@@ -71,7 +71,12 @@ def plain_sft(dataset: Path, model: Path, options: dict[str, Any], peft: Any) ->
     from trl import SFTConfig, SFTTrainer
 
     rows = rows_of(dataset).select_columns(["input_ids", "labels"])
-    return SFTTrainer(str(model), args=SFTConfig(**options), train_dataset=rows, peft_config=peft)
+    return SFTTrainer(
+        str(model),
+        args=SFTConfig(train_sampling_strategy="batch_rebalance", **options),
+        train_dataset=rows,
+        peft_config=peft,
+    )
 
 
 def rows_of(dataset: Path) -> Any:

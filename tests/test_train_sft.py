@@ -197,7 +197,7 @@ def test_killed_run_continues_to_the_same_result(base: Path, tmp_path: Path, met
 
 _KILLED_AT_EXPORT = """
 import os, signal, sys
-if "gymtrl.training.worker" in sys.orig_argv:
+if sys.orig_argv[1:3] == ["-m", "gymtrl.training.worker"]:
     import gymtrl.training.export as export
     export._copy_settings = lambda base, out: os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -146,6 +146,7 @@ def worker_environment(launch: Launch) -> dict[str, str]:
     if launch.engine == "zero3" and find_spec("deepspeed") is None:
         raise UserError("the engine zero3 needs DeepSpeed", remedy="pip install deepspeed, or choose fsdp2")
     made = {name: value for name, value in os.environ.items() if not _FOREIGN.fullmatch(name)}
+    made["PYTHONSAFEPATH"] = "1"  # what lies in the working folder is no module of ours
     if launch.processes == 1:
         if launch.cuda:
             # Where one process sees several GPUs, transformers copies the model to all of them, which TRL refuses.

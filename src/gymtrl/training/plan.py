@@ -266,9 +266,10 @@ def trl_config(
         UserError: TRL refuses a value.
     """
     config = objective.config()
-    # Regrouping within an optimizer step saves padding and leaves the loss as it is; one row at a time needs none.
-    # Its order ignores the seed, which is why the rows are shuffled before they get here.
-    rebalance = plan.objective == "sft" and plan.micro_batch > 1 and plan.accumulation > 1
+    # Regrouping within an optimizer step saves padding and leaves the loss as it is. One row at a time needs none, but
+    # must take the same rows in each step, or a smaller micro-batch would change the run. The order ignores the seed,
+    # which is why the rows are shuffled before they get here.
+    rebalance = plan.objective == "sft"
     options: dict[str, Any] = {
         "output_dir": str(output),
         "max_length": None,
