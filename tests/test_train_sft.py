@@ -15,13 +15,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import LlamaConfig
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.sft import format_sft
 from gymtrl.training.checkpoints import Seal, last_sealed
 from gymtrl.training.data import read_dataset
-from gymtrl.training.plan import FIXED_OPTIONS, OWN_OPTIONS, plan, trl_config
+from gymtrl.training.machine import Gpu, Machine
+from gymtrl.training.memory import model_shape
+from gymtrl.training.plan import FIXED_OPTIONS, OWN_OPTIONS, Plan, plan, trl_config
 from gymtrl.training.prepare import train_inputs
 from gymtrl.training.progress import MetricsLog, read_metrics
 from gymtrl.training.run import train
@@ -37,7 +40,7 @@ ROWS = 12
 def base(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Path:
     """A folder with a random Llama of two layers (`model`), and a dataset made for it (`dataset`)."""
     import torch
-    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("train")
     AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder / "model")
@@ -94,6 +97,7 @@ def test_lora_run_leaves_adapter_model_and_card(base: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in run.iterdir()) == [
         "README.md",
         "adapter",
+        "findings.json",
         "job.json",
         "manifest.json",
         "metrics.jsonl",
@@ -222,7 +226,7 @@ def test_run_that_ends_while_it_is_exported_takes_no_further_step(
         with pytest.raises(RunError, match="status 137"):
             train(base / "dataset", tmp_path / "killed", chosen)
     assert last_sealed(partial / "checkpoints") is not None
-    assert train(base / "dataset", tmp_path / "killed", chosen).resumed_from == 4
+    train(base / "dataset", tmp_path / "killed", chosen)
     whole, again = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
     assert [line.keys() for line in again] == [line.keys() for line in whole]
     for line, expected in zip(again, whole, strict=True):
@@ -275,7 +279,11 @@ def test_torn_checkpoints_are_passed_over(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "optimizer.pt").write_bytes(bytes(100))
         if step < 6:
-            Seal().on_save(SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=step), None)
+            Seal().on_save(
+                SimpleNamespace(output_dir=str(tmp_path)),
+                SimpleNamespace(global_step=step, is_world_process_zero=True),
+                None,
+            )
     assert last_sealed(tmp_path) == tmp_path / "checkpoint-4"  # the last one was never sealed
     (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(bytes(50))
     assert last_sealed(tmp_path) == tmp_path / "checkpoint-2"
@@ -338,12 +346,18 @@ def test_rows_without_loss_are_refused(base: Path, tmp_path: Path) -> None:
         train(dataset, tmp_path / "run", settings())
 
 
+def planned(settings: TrainSftSettings, *, rows: int, gpus: int = 0) -> Plan:
+    machine = Machine(memory=2**40, limit="memory", cores=2, gpus=(Gpu("large", 2**40, 2**40, True),) * gpus)
+    shape = model_shape(LlamaConfig())
+    return plan(settings, SFT, rows=rows, longest=100, shape=shape, machine=machine).plan
+
+
 def test_plan_follows_the_data_and_the_machine() -> None:
-    small = plan(TrainSftSettings(), SFT, rows=50, cuda=False)
+    small = planned(TrainSftSettings(), rows=50)
     assert (small.epochs, small.effective_batch, small.micro_batch, small.steps) == (2, 4, 1, 26)
     assert (small.learning_rate, small.save_steps, small.gradient_checkpointing) == (2e-4, 3, False)
-    large = plan(TrainSftSettings(method="full"), SFT, rows=30_000, cuda=True)
-    assert (large.epochs, large.effective_batch, large.micro_batch, large.learning_rate) == (1, 32, 4, 1e-5)
+    large = planned(TrainSftSettings(method="full"), rows=30_000, gpus=1)
+    assert (large.epochs, large.effective_batch, large.micro_batch, large.learning_rate) == (1, 32, 8, 1e-5)
 
 
 def test_options_of_trl_exist_and_are_merged_with_ours(base: Path, tmp_path: Path) -> None:
@@ -354,7 +368,7 @@ def test_options_of_trl_exist_and_are_merged_with_ours(base: Path, tmp_path: Pat
     assert {*FIXED_OPTIONS, *OWN_OPTIONS, *SFT.fixed_options} <= {field.name for field in dataclasses.fields(SFTConfig)}
     chosen = settings(trl={"model_init_kwargs": {"attn_implementation": "sdpa"}})
     data = read_dataset(base / "dataset", SFT.made_by, SFT.sequences)
-    config = trl_config(chosen, SFT, data, plan(chosen, SFT, rows=ROWS, cuda=False), tmp_path)
+    config = trl_config(chosen, SFT, data, planned(chosen, rows=ROWS), tmp_path)
     assert config.model_init_kwargs == {"dtype": "float32", "attn_implementation": "sdpa"}
 
 

@@ -10,14 +10,17 @@ def test_adapter_and_model_are_plain_readable_folders(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from gymtrl.training.export import save_weights
+    from gymtrl.training.export import export_model
 
     config = LlamaConfig(
         vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, dtype="bfloat16"
     )
     config.tie_word_embeddings = True
     lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    save_weights(get_peft_model(LlamaForCausalLM(config).float(), lora), tmp_path, config, lora=True)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "base")
+    get_peft_model(model.float(), lora).save_pretrained(tmp_path / "checkpoint")
+    export_model(tmp_path / "checkpoint", tmp_path, str(tmp_path / "base"), lora=True)
 
     adapter = {path.name: path for path in (tmp_path / "adapter").iterdir()}
     assert adapter.keys() == {"adapter_config.json", "adapter_model.safetensors"}
