@@ -18,7 +18,7 @@ def test_adapter_and_model_are_plain_readable_folders(tmp_path: Path) -> None:
     config.tie_word_embeddings = True
     lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     model = LlamaForCausalLM(config)
-    model.save_pretrained(tmp_path / "base")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "base")
     get_peft_model(model.float(), lora).save_pretrained(tmp_path / "checkpoint")
     export_model(tmp_path / "checkpoint", tmp_path, str(tmp_path / "base"), lora=True)
 

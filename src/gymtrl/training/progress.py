@@ -26,6 +26,7 @@ LINES = 10
 PACE_STEPS = 10
 """Steps that the speed on the bar is taken over."""
 
+_TIMING = ("_runtime", "_per_second", "_time")
 _RENAMED = ("learning_rate", "num_tokens")
 _SHOWN = (
     ("rewards/accuracies", "accuracy"),
@@ -110,7 +111,8 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
         """
         if "eval_loss" in metrics:
             self.evaluated[step] = float(metrics["eval_loss"])
-        self.append({"step": step} | {name: v for name, v in _numbers(metrics).items() if name.startswith("eval_")})
+        found = {name: value for name, value in _numbers(metrics).items() if name.startswith("eval_")}
+        self.append({"step": step} | {name: v for name, v in found.items() if not name.endswith(_TIMING)})
 
     def event(self, text: str, step: int) -> None:
         """Adds a line that says what happened to the run after a step; the report marks it on the curves."""
