@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import trl
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from gymtrl import (
@@ -145,17 +147,23 @@ def test_dpo_on_trajectories_masks_tool_results(tmp_path: Path, tiny_model: Path
     assert_same_tokens(trained(result.path, tiny_model), rows_of(result.path), columns)
 
 
-def test_dpo_without_reasoning_takes_the_tokens(tmp_path: Path, smollm2_tools_dir: Path) -> None:
+@pytest.mark.parametrize(("template", "trainer"), [("qwen3", "TokenDPOTrainer("), ("qwen2_5", "DPOTrainer(")])
+def test_dpo_without_reasoning_takes_the_tokens_where_the_template_would_show_it(
+    tmp_path: Path, tiny_model: Path, template: str, trainer: str
+) -> None:
     pair = [row("2 + 2 =", answer, reward) for answer, reward in (("4", 1.0), ("5", 0.0))]
     for made in pair:
         thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "I count on my fingers."}]}
         made["response"]["output"].insert(0, thought)
     source = write_rows(tmp_path / "rollouts.jsonl", pair)
-    settings = FormatDpoSettings(model=str(smollm2_tools_dir), reasoning="drop")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja").read_text()
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = FormatDpoSettings(model=str(tmp_path / "model"), reasoning="drop")
     dataset = format_dpo(source, tmp_path / "dataset", settings).path
-    # The messages still hold what was thought, so that plain TRL would train it.
     assert "fingers" in rows_of(dataset)[0]["record_json"]
-    assert "TokenDPOTrainer(" in (dataset / "train_with_trl.py").read_text()
+    assert f" {trainer}" in (dataset / "train_with_trl.py").read_text()
 
 
 def test_reward(tmp_path: Path, tiny_model: Path) -> None:
