@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import trl
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from gymtrl import (
@@ -145,25 +143,6 @@ def test_dpo_on_trajectories_masks_tool_results(tmp_path: Path, tiny_model: Path
     assert result.rows["train"] and result.rows["validation"]
     columns = ["prompt_ids", "chosen_ids", "chosen_mask", "rejected_ids", "rejected_mask"]
     assert_same_tokens(trained(result.path, tiny_model), rows_of(result.path), columns)
-
-
-@pytest.mark.parametrize(("template", "trainer"), [("qwen3", "TokenDPOTrainer("), ("qwen2_5", "DPOTrainer(")])
-def test_dpo_without_reasoning_takes_the_tokens_where_the_template_would_show_it(
-    tmp_path: Path, tiny_model: Path, template: str, trainer: str
-) -> None:
-    pair = [row("2 + 2 =", answer, reward) for answer, reward in (("4", 1.0), ("5", 0.0))]
-    for made in pair:
-        thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "I count on my fingers."}]}
-        made["response"]["output"].insert(0, thought)
-    source = write_rows(tmp_path / "rollouts.jsonl", pair)
-    shutil.copytree(tiny_model, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja").read_text()
-    tokenizer.save_pretrained(tmp_path / "model")
-    settings = FormatDpoSettings(model=str(tmp_path / "model"), reasoning="drop")
-    dataset = format_dpo(source, tmp_path / "dataset", settings).path
-    assert "fingers" in rows_of(dataset)[0]["record_json"]
-    assert f" {trainer}" in (dataset / "train_with_trl.py").read_text()
 
 
 def test_reward(tmp_path: Path, tiny_model: Path) -> None:
