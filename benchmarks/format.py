@@ -179,7 +179,7 @@ def fits(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> int | None:
 
 def text_of(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
     """The rendered conversation."""
-    from gymtrl.formats.templates import to_chat
+    from gymtrl.formats.chats import to_chat
 
     chat = to_chat((*rollout.prompt, *rollout.completion))
     return str(tokenizer.apply_chat_template(chat, tools=list(rollout.tools) or None, tokenize=False))
@@ -188,7 +188,7 @@ def text_of(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
 def build(site_packages: Path, model: str, folder: Path, rows: int, flat_rows: list[int]) -> Result:
     """Writes the corpora, the same for the same arguments: `rollouts.jsonl`, and from it `chats.jsonl` and
     `texts.jsonl` for the baselines; and of the short conversations `flat-N.jsonl`."""
-    from gymtrl.formats.templates import to_chat
+    from gymtrl.formats.chats import to_chat
     from gymtrl.models.fingerprint import load_tokenizer
     from gymtrl.rollouts.reader import read_lines
 

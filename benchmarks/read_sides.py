@@ -46,7 +46,7 @@ def table_baseline(corpus: Path, folder: Path) -> Job:
 def selected_ours(corpus: Path, folder: Path) -> Job:
     import msgspec
 
-    from gymtrl.formats.templates import to_chat
+    from gymtrl.formats.chats import to_chat
     from gymtrl.rollouts.reader import read_lines
     from gymtrl.selection.filter import filter_rollouts
     from gymtrl.selection.settings import FilterSettings

@@ -19,7 +19,7 @@ from read import rounded
 from read_baseline import Reject, baseline_table, chat_message, check_round_trip, parse_item, read_chat
 from read_sides import KEYS, SELECTED, choose
 
-from gymtrl.formats.templates import to_chat
+from gymtrl.formats.chats import to_chat
 from gymtrl.rollouts.reader import read_bytes, read_lines
 from gymtrl.rollouts.table import rollout_table
 from gymtrl.selection.filter import filter_rollouts

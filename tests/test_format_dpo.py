@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import trl
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from gymtrl import FormatDpoSettings, FormatRewardSettings, FormatSftSettings, format_dpo, format_reward, format_sft
 from rows import row, write_rows
@@ -222,3 +223,32 @@ def test_plain_trl_is_offered_only_where_it_gets_the_same_tokens(
     assert "DPOTrainer" in script("plain", *sides()) and "TokenDPOTrainer" not in script("plain2", *sides())
     assert "TokenDPOTrainer" in script("developer", *map(asked, sides()))
     assert "TokenDPOTrainer" in script("recorded", *(recorded(side, tokenizer) for side in sides()))
+
+
+_BARE_THOUGHTS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.reasoning_content or '' }}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "trainer"),
+    [("qwen3", " TokenDPOTrainer("), ("qwen2_5", " DPOTrainer("), (_BARE_THOUGHTS, " TokenDPOTrainer(")],
+)
+def test_plain_trl_is_not_offered_where_it_would_show_what_was_thought(
+    tmp_path: Path, smollm2_dir: Path, template: str, trainer: str
+) -> None:
+    pair = [row("2 + 2 =", answer, reward) for answer, reward in (("4", 1.0), ("5", 0.0))]
+    for made in pair:
+        thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "I count on my fingers."}]}
+        made["response"]["output"].insert(0, thought)
+    source = write_rows(tmp_path / "rollouts.jsonl", pair)
+    own = AutoTokenizer.from_pretrained(smollm2_dir)
+    shipped = Path(trl.__file__).parent / "chat_templates"
+    own.chat_template = template if "{" in template else (shipped / f"{template}.jinja").read_text()
+    own.save_pretrained(tmp_path / "model")
+    AutoConfig.from_pretrained(smollm2_dir).save_pretrained(tmp_path / "model")
+    settings = FormatDpoSettings(model=str(tmp_path / "model"), reasoning="drop")
+    dataset = format_dpo(source, tmp_path / "dataset", settings).path
+    assert "fingers" in rows_of(dataset)[0]["record_json"]
+    assert trainer in (dataset / "train_with_trl.py").read_text()

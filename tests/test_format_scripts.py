@@ -145,19 +145,6 @@ def test_dpo_on_trajectories_masks_tool_results(tmp_path: Path, tiny_model: Path
     assert_same_tokens(trained(result.path, tiny_model), rows_of(result.path), columns)
 
 
-def test_dpo_without_reasoning_takes_the_tokens(tmp_path: Path, smollm2_tools_dir: Path) -> None:
-    pair = [row("2 + 2 =", answer, reward) for answer, reward in (("4", 1.0), ("5", 0.0))]
-    for made in pair:
-        thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "I count on my fingers."}]}
-        made["response"]["output"].insert(0, thought)
-    source = write_rows(tmp_path / "rollouts.jsonl", pair)
-    settings = FormatDpoSettings(model=str(smollm2_tools_dir), reasoning="drop")
-    dataset = format_dpo(source, tmp_path / "dataset", settings).path
-    # The messages still hold what was thought, so that plain TRL would train it.
-    assert "fingers" in rows_of(dataset)[0]["record_json"]
-    assert "TokenDPOTrainer(" in (dataset / "train_with_trl.py").read_text()
-
-
 def test_reward(tmp_path: Path, tiny_model: Path) -> None:
     source = write_rows(tmp_path / "rollouts.jsonl", with_tools())
     dataset = format_reward(source, tmp_path / "dataset", FormatRewardSettings(model=str(tiny_model))).path

@@ -240,10 +240,10 @@ def written_and_loaded(rollouts: Iterable[Rollout], folder: Path) -> list[tuple[
     """Records with their JSON, and what `datasets` reads after the project has written them."""
     from datasets import load_dataset
 
+    from gymtrl.formats.chats import in_parts, to_chat
     from gymtrl.formats.dataset import ParquetRows, schemas
     from gymtrl.formats.example import Example, holds_images, whole
     from gymtrl.formats.sft import messages
-    from gymtrl.formats.templates import in_parts, to_chat
 
     def record(example: Example) -> dict[str, Any]:
         chats = {"prompt": to_chat(example.prompt), "completion": to_chat(example.completion)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gymtrl.errors import UserError
+from gymtrl.formats.settings import FormatGrpoSettings
 from gymtrl.pipeline.sections import read_recipe
 from gymtrl.selection.settings import FilterSettings
 from gymtrl.training.settings import TrainSftSettings
@@ -57,3 +58,10 @@ def test_missing_required_setting() -> None:
 
     with pytest.raises(UserError, match="model is required"):
         resolve(FormatSftSettings, section="format sft")
+
+
+def test_settings_that_do_not_go_together_are_told_in_words() -> None:
+    given = {"model": "m", "group_size": 4}
+    with pytest.raises(UserError) as caught:
+        resolve(FormatGrpoSettings, section="format grpo", flags=given)
+    assert caught.value.message.startswith("group_size has no effect on prompts")

@@ -123,7 +123,8 @@ _DPO_OPTIONS = (
     "learning_rate=1e-6,",
 )
 _DPO_PLAIN = _Script(
-    "Trains on this folder with TRL alone: each side is one turn, in which there is nothing to mask.",
+    "Trains on this folder with TRL alone: each side is one turn. What the chat template writes behind a turn, often\n"
+    "a line break, is trained with it; the trainer of gymtrl leaves it out.",
     "from trl import DPOConfig, DPOTrainer",
     ("prompt", "chosen", "rejected", "tools"),
     "DPOConfig",

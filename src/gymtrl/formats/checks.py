@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from gymtrl.formats.chats import argument_texts, squeeze, texts_of
 from gymtrl.formats.example import Example
 from gymtrl.formats.settings import Reasoning
-from gymtrl.formats.templates import ModelTemplate, argument_texts, squeeze, texts_of
+from gymtrl.formats.templates import ModelTemplate
 from gymtrl.rollouts.record import Message
 
 IGNORED = -100

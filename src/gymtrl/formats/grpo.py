@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from gymtrl.formats.chats import to_chat
 from gymtrl.formats.checks import Refusal, Tokenized
 from gymtrl.formats.choosing import Account, chosen_from, fitting, identity_of
 from gymtrl.formats.dataset import as_view, dumped, record_of
@@ -18,7 +19,7 @@ from gymtrl.formats.masks import loss_mask, tokenize_all, tokenize_prompt
 from gymtrl.formats.settings import FormatGrpoSettings
 from gymtrl.formats.sft import messages
 from gymtrl.formats.source import longest_row
-from gymtrl.formats.templates import ModelTemplate, model_template, to_chat
+from gymtrl.formats.templates import ModelTemplate, model_template
 from gymtrl.models.fingerprint import load_tokenizer
 from gymtrl.selection.lines import read_rollout
 from gymtrl.selection.pool import Candidate

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gymtrl.formats.chats import Chat, texts_of, to_chat
 from gymtrl.formats.checks import (
     IGNORED,
     Refusal,
@@ -34,7 +35,7 @@ from gymtrl.formats.images import Expanded, expand
 from gymtrl.formats.recorded import read_recorded
 from gymtrl.formats.settings import Reasoning
 from gymtrl.formats.spans import Span, encode_all
-from gymtrl.formats.templates import RENDER_ERRORS, Chat, ModelTemplate, texts_of, to_chat
+from gymtrl.formats.templates import RENDER_ERRORS, ModelTemplate
 
 Recorded = Literal["auto", "never", "only"]
 

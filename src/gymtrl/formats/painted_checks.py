@@ -14,8 +14,9 @@ from itertools import groupby
 from typing import Any
 
 from gymtrl.errors import UserError
+from gymtrl.formats.chats import argument_texts
 from gymtrl.formats.checks import IGNORED
-from gymtrl.formats.templates import RENDER_ERRORS, ModelTemplate, argument_texts
+from gymtrl.formats.templates import RENDER_ERRORS, ModelTemplate
 
 Chat = Sequence[Mapping[str, Any]]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from gymtrl.formats.chats import to_chat
 from gymtrl.formats.checks import Tokenized
 from gymtrl.formats.example import Example
-from gymtrl.formats.templates import RENDER_ERRORS, ModelTemplate, to_chat
+from gymtrl.formats.templates import RENDER_ERRORS, ModelTemplate
 
 
 def is_plain(example: Example, tokens: Tokenized, template: ModelTemplate) -> bool:

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from gymtrl.formats.chats import to_chat
 from gymtrl.formats.checks import Refusal, Tokenized
 from gymtrl.formats.choosing import Account, batches, chosen_from, fitting
 from gymtrl.formats.dataset import as_view, dumped, record_of
@@ -21,7 +22,7 @@ from gymtrl.formats.masks import Recorded, loss_mask, tokenize_all
 from gymtrl.formats.plain import is_plain
 from gymtrl.formats.settings import FormatDpoSettings, FormatRewardSettings, PairKind, PairSettings
 from gymtrl.formats.source import longest_row
-from gymtrl.formats.templates import ModelTemplate, model_template, to_chat
+from gymtrl.formats.templates import ModelTemplate, model_template
 from gymtrl.models.fingerprint import load_tokenizer
 from gymtrl.selection.divergence import first_divergence
 from gymtrl.selection.lines import read_rollout

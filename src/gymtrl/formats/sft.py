@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gymtrl.formats.chats import in_parts, to_chat
 from gymtrl.formats.checks import IGNORED, Refusal
 from gymtrl.formats.dataset import Objective, as_view, dumped, record_of
 from gymtrl.formats.example import Example, holds_images
@@ -19,7 +20,7 @@ from gymtrl.formats.images import has_processor, load_processor, read_images
 from gymtrl.formats.rows import Row, rows_of
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.source import SourceLine, longest_row, source_lines
-from gymtrl.formats.templates import ModelTemplate, in_parts, model_template, to_chat
+from gymtrl.formats.templates import ModelTemplate, model_template
 from gymtrl.models.fingerprint import load_tokenizer
 
 _BATCH = 64

@@ -111,6 +111,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         name = ".".join(str(p) for p in problem["loc"])
         if problem["type"] == "missing":
             parts.append(f"{name} is required")
+        elif not name:  # of several settings together
+            parts.append(problem["msg"].removeprefix("Value error, "))
         else:
             parts.append(f"{name} = {problem['input']!r} ({origins.get(name.split('.')[0], '?')}): {problem['msg']}")
     return "; ".join(parts)
