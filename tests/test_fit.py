@@ -92,8 +92,8 @@ def test_processes_share_the_effective_batch_and_the_memory() -> None:
         fit(replace(REQUEST, micro_batch=3), cpu(64))
 
 
-def test_kto_takes_two_rows_at_least() -> None:
-    assert fit(replace(REQUEST, objective="kto"), cpu(64)).micro_batch == 2
+def test_kto_takes_no_fewer_rows_than_it_compares() -> None:
+    assert fit(replace(REQUEST, objective="kto", least_micro=4), cpu(64)).micro_batch == 4
 
 
 @pytest.mark.parametrize(

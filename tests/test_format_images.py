@@ -23,6 +23,7 @@ from gymtrl.exports.settings import ExportSettings
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.sft import format_sft
 from gymtrl.training.data import read_dataset
+from gymtrl.training.sft import SFT
 from rows import write_rows
 
 TOOL = {"type": "function", "name": "click", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}
@@ -257,7 +258,7 @@ def test_text_models_keep_refusing_and_other_data_stays_as_it_was(
         made(tmp_path / "text", [ONE], smollm2_dir)
     folder = made(tmp_path / "plain", [PLAIN], tools_vlm)
     assert "images" not in pq.read_schema(next((folder / "data").glob("*"))).names
-    assert read_dataset(folder).train.rows == 1
+    assert read_dataset(folder, SFT.made_by, SFT.sequences).train.rows == 1
 
 
 def test_processor_that_does_not_load_is_told(tmp_path: Path, tools_vlm: Path) -> None:
@@ -270,7 +271,7 @@ def test_processor_that_does_not_load_is_told(tmp_path: Path, tools_vlm: Path) -
 
 def test_what_would_not_show_the_model_the_images_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds images"):
-        read_dataset(dataset)
+        read_dataset(dataset, SFT.made_by, SFT.sequences)
     with pytest.raises(UserError, match="with images"):
         export_dataset(dataset, tmp_path / "tokens", ExportSettings(to="tokens"))
 

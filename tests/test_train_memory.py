@@ -61,7 +61,7 @@ if sys.orig_argv[1:3] == ["-m", "gymtrl.training.worker"]:
 def dataset(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     model = tiny_llama(folder / "model", smollm2_dir)
-    rows = sums(16, words=400)  # rows of about 450 tokens, whose logits are what takes the memory
+    rows = sums(16, words=150)  # rows of about 200 tokens, whose logits are what takes the memory
     return format_sft(
         filtered(folder / "filtered", rows, []), folder / "dataset", FormatSftSettings(model=str(model))
     ).path
