@@ -28,6 +28,10 @@ from gymtrl.rollouts.columns import COLUMNS
 from gymtrl.rollouts.reasons import FAULTS, FLAGS, REASONS
 from gymtrl.selection.rules import RULES
 from gymtrl.selection.settings import FilterSettings
+from gymtrl.training.fit import LARGEST_MICRO_BATCH
+from gymtrl.training.objective import Objective
+from gymtrl.training.objectives import OBJECTIVES as TRAINED
+from gymtrl.training.plan import LARGE_DATA
 
 FOLDER = Path(__file__).parent
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -100,6 +104,45 @@ def _shared(rows: dict[str, list[tuple[str, ...]]]) -> Iterable[tuple[str, ...]]
             having.setdefault(row, []).append(name)
     for row, names in having.items():
         yield row[0], "all" if len(names) == len(rows) else ", ".join(names), *row[1:]
+
+
+def _defaults() -> str:
+    """A row for each setting of train; one that objectives differ in has several."""
+    rows = {name: _defaults_of(objective) for name, objective in TRAINED.items()}
+    order = {row[0]: None for own in rows.values() for row in own}
+    shared = list(_shared(rows))
+    alike = [row for name in order for row in shared if row[0] == name]
+    return _table(("setting", "of", "default", "what it does", "where the default comes from"), alike)
+
+
+def _defaults_of(objective: Objective) -> list[tuple[str, ...]]:
+    own, rows = objective.defaults, []
+    chosen = {
+        "model": ("the one that the dataset was made for", None),
+        "learning_rate": (f"{own.lora_rate:g} with an adapter, {own.full_rate:g} full", own.rate_source),
+        "epochs": (f"1 above {LARGE_DATA:,} rows, else {own.epochs:g}" if own.epochs != 1 else "1", own.epochs_source),
+        "max_steps": ("epochs × rows / effective batch", None),
+        "effective_batch": (
+            f"rows × epochs / 50, at least {own.least_batch} and at most {own.most_batch}",
+            own.batch_source,
+        ),
+        "micro_batch": (f"{objective.least_micro} on CPU; what fits a GPU, at most {LARGEST_MICRO_BATCH}", None),
+        "save_steps": ("a tenth of the steps", None),
+        "gradient_checkpointing": ("only where it is needed to fit", None),
+        "loss_weights": ("1 each", None),
+        "desirable_weight": ("computed by `format kto`", None),
+        "undesirable_weight": ("computed by `format kto`", None),
+        "peft": ("`target_modules` all-linear, `lora_dropout` 0", None),
+        "quantization": ("4 bits, NF4, double quantization", None),
+    }
+    for name, field in objective.settings.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        value = field.get_default(call_default_factory=True)
+        plain = ", ".join(f"`{one}`" for one in value) if isinstance(value, list) else f"`{value}`"
+        default, source = chosen.get(name, ("none" if value in (None, [], {}) else plain, None))
+        words = (field.description or "").split(". Unset:")[0]
+        rows.append((f"`{name}`", default, words, source or str(extra.get("source", ""))))
+    return rows
 
 
 def _job_keys() -> str:
@@ -238,6 +281,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "templates": _templates,
     "refusals": _refusals,
     "doctor": _doctor,
+    "defaults": _defaults,
 }
 
 

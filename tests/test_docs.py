@@ -21,11 +21,12 @@ from gymtrl.rollouts.reader import read_lines
 from gymtrl.rollouts.reasons import FAULTS, FLAGS, REASONS, remedy_for
 from gymtrl.rollouts.record import VerdictKind
 from gymtrl.rollouts.table import SCHEMA, rollout_table
+from gymtrl.training.objectives import OBJECTIVES as TRAINED
 from rows import row
 from test_conformance import expected_verdicts
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("verdicts.md", "filter.md", "formats.md", "recipe.md")
+PAGES = ("verdicts.md", "filter.md", "formats.md", "recipe.md", "training.md", "scale.md")
 SOURCE = DOCS.parent / "src" / "gymtrl"
 
 USER = {"role": "user", "content": "q"}
@@ -119,6 +120,7 @@ def test_every_generated_part_stands_in_a_page() -> None:
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
     expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
     expected += ["formatcolumns", "formatsettings", "rowdrops", "choicedrops", "jobkeys", "recipesections", "doctor"]
+    expected += ["defaults"]
     assert sorted(parts) == sorted(expected)
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
@@ -126,12 +128,26 @@ def test_every_generated_part_stands_in_a_page() -> None:
     assert all(f"| `{name}` |" in recipe for model in (JobSettings, *SECTIONS.values()) for name in model.model_fields)
 
 
+def test_every_judgement_of_ours_has_its_reason() -> None:
+    table, reasons = (DOCS / "defaults.md").read_text().split("## What is our judgement")
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    ours = {row[0].strip("| `") for row in rows if re.search(r"\bours\b|measured", row[-1])}
+    assert {"learning_rate", "effective_batch", "micro_batch", "stop_kl"} <= ours
+    assert ours <= set(re.findall(r"^- `(\w+)`", reasons, flags=re.MULTILINE))
+
+
+def test_every_default_of_training_is_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \|", (DOCS / "defaults.md").read_text(), flags=re.MULTILINE)
+    told = {(name, one) for name, of in rows for one in (TRAINED if of == "all" else of.split(", "))}
+    assert told == {(name, key) for key, one in TRAINED.items() for name in one.settings.model_fields}
+
+
 def test_every_flag_of_a_setting_is_named() -> None:
     assert "| `--validation`, `--split` |" in (DOCS / "filter.md").read_text()
 
 
 def test_a_stale_part_is_found_and_mended(tmp_path: Path) -> None:
-    for name in ("generate.py", *PAGES):
+    for name in ("generate.py", "verdicts.md"):
         (tmp_path / name).write_text((DOCS / name).read_text())
     page = tmp_path / "verdicts.md"
     page.write_text(page.read_text().replace("| `malformed_json` |", "| `broken` |"))
@@ -195,7 +211,9 @@ def test_every_reason_to_drop_a_line_is_described() -> None:
     assert raised == DROPS.keys()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page == "training.md" else page for page in PAGES]
+)
 def test_commands_of_a_page_run_and_show_what_it_says(
     gym_site_packages: Path, smollm2_tools_dir: Path, tmp_path: Path, page: str
 ) -> None:
@@ -211,10 +229,11 @@ def test_commands_of_a_page_run_and_show_what_it_says(
     for commands, shown in blocks:
         done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=env, capture_output=True, text=True)
         # Progress is told in lines where there is no terminal.
-        assert (done.returncode, re.sub(r"  rows: \d+\n", "", done.stderr)) == (0, ""), commands
+        told = re.sub(r"^(  rows: \d+|step \d+/\d+  loss .*)\n", "", done.stderr, flags=re.MULTILINE)
+        assert (done.returncode, told) == (0, ""), commands
         assert [line.rstrip() for line in done.stdout.splitlines()] == shown.splitlines(), commands
 
 
 def test_readme_links_the_pages() -> None:
     readme = (DOCS.parent / "README.md").read_text()
-    assert all(f"(docs/{page})" in readme for page in PAGES)
+    assert all(f"(docs/{page})" in readme for page in (*PAGES, "defaults.md"))

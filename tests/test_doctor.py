@@ -34,7 +34,7 @@ from gymtrl.doctor.diagnose import diagnose
 from gymtrl.doctor.facts import data_facts
 from gymtrl.doctor.finding import Finding, read_findings, write_findings
 from gymtrl.doctor.read import read_run
-from gymtrl.doctor.rule import MOMENTS
+from gymtrl.doctor.rule import MOMENTS, USUAL_RATE
 from gymtrl.doctor.rules import RULES, STOPPING
 from gymtrl.doctor.run import DataFacts, RunRecord
 from gymtrl.doctor.trend import trend
@@ -384,6 +384,17 @@ def test_remedies_name_the_run_and_real_flags() -> None:
     words = " ".join(f"{rule.cause} {rule.remedy}" for rule in RULES).replace(",", " ").replace(")", " ")
     flags = {word.strip("(';:.") for word in words.split() if word.strip("(';").startswith("--")}
     assert flags <= known
+
+
+def test_the_usual_rates_are_the_defaults_of_train() -> None:
+    from gymtrl.training.objectives import OBJECTIVES
+
+    rates = {
+        (name, method): rate
+        for name, objective in OBJECTIVES.items()
+        for method, rate in (("lora", objective.defaults.lora_rate), ("full", objective.defaults.full_rate))
+    }
+    assert rates == USUAL_RATE
 
 
 @pytest.mark.parametrize("finished", [True, False])
