@@ -12,8 +12,8 @@ are made, before the model is loaded; training is in float32. On a GPU it is `to
 bfloat16 autocast; that path has not been run yet. `error` is the prediction's, as a share of what was measured.
 
 Memory does not depend on how busy the machine is, so `--jobs` may run several at once. It does differ from run to run,
-by what glibc's heap can use again: all rounds are kept, `error` is against their median, and `largest` is the largest of
-a single round.
+by what glibc's heap can use again: all rounds are kept, `error` is against their median, and `largest` is that of the
+round furthest off.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def test_loss_and_weights_equal_those_of_a_plain_script(
         "gradient_accumulation_steps": (8 if name == "kto" else 4) // micro,
         "max_steps": 4,
         "learning_rate": 0.01,
-        "warmup_steps": 0.03,
+        "warmup_steps": 0,
         "max_length": None,
         "gradient_checkpointing": False,
         "seed": 0,

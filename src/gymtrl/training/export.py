@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def vllm_rank(rank: int) -> int:
     vLLM's own default is 16, and it refuses an adapter above that.
     """
     return next((known for known in _VLLM_RANKS if known >= rank), rank)
+
+
+def adapter_rank(adapter: Path) -> int:
+    """Reads the rank of an adapter from its folder."""
+    return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
 
 
 def export_model(checkpoint: Path, out: Path, base: str, *, lora: bool, trust_remote_code: bool = False) -> None:
@@ -111,7 +117,7 @@ def write_card(
     name: str,
     base: str,
     trainer: str,
-    lora: bool,
+    rank: int | None,
     data: TrainingData,
     steps: int,
     batch: int,
@@ -125,7 +131,7 @@ def write_card(
         name (`str`): Title.
         base (`str`): The model that was trained.
         trainer (`str`): TRL's trainer.
-        lora (`bool`): An adapter was trained.
+        rank (`int`, *optional*): Of the adapter; `None` where every weight was trained.
         data (`TrainingData`): What it was trained on.
         steps, batch (`int`): Optimizer steps and the rows of each.
         facts (`dict[str, Any]`): Results, by name.
@@ -135,8 +141,8 @@ def write_card(
         name=name,
         base=base,
         trainer=trainer,
-        method="LoRA" if lora else "every weight",
-        adapter=_ADAPTER.format(rank=vllm_rank(int(settings["lora_r"]))) if lora else "",
+        method="every weight" if rank is None else "LoRA",
+        adapter="" if rank is None else _ADAPTER.format(rank=vllm_rank(rank)),
         rows=data.train.rows,
         tokens=data.train.tokens,
         loss_tokens=data.train.loss_tokens,

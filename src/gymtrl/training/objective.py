@@ -23,7 +23,7 @@ class Defaults:
     Attributes:
         lora_rate, full_rate (`float`): Peak learning rate of an adapter and of every weight.
         rate_source (`str`): Where they come from.
-        epochs (`float`): Passes over the data, up to `many_rows` rows; one above.
+        epochs (`float`): Passes over data that is not large; see `LARGE_DATA`.
         epochs_source (`str`): Where that comes from.
         least_batch, most_batch (`int`): Bounds of the effective batch.
         batch_source (`str`): Where they come from.

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LARGE_DATA = 20_000
 """Rows above which one epoch is enough."""
 
+ADAMW = "adamw_torch"
+"""The optimizer that memory is estimated for, as transformers names it."""
+
 OWN_OPTIONS = {
     "learning_rate": "learning_rate",
     "num_train_epochs": "epochs",
@@ -86,7 +89,7 @@ class Plan:
         dtype (`str`): Type of the weights in memory: `float32` or `bfloat16`.
         cuda (`bool`): Train on a GPU, computing in bfloat16; else on CPU in float32.
         offload (`bool`): Activations wait in main memory for the backward pass.
-        optimizer (`str`): As transformers names it.
+        optimizer (`str`): As transformers names it; `trl: {optim: ...}` chooses another.
     """
 
     objective: str
@@ -104,7 +107,7 @@ class Plan:
     dtype: str
     cuda: bool
     offload: bool = False
-    optimizer: str = "adamw_torch"
+    optimizer: str = ADAMW
 
 
 @dataclass(frozen=True)
@@ -170,13 +173,16 @@ def plan(
         least_micro=objective.least_micro,
     )
     fitted, notes = _fitted(request, machine)
+    optimizer = str(settings.trl.get("optim", ADAMW))
+    if not optimizer.startswith(ADAMW):
+        notes = (*notes, f"memory is estimated for AdamW; {optimizer} takes more or less")
     lora = settings.method != "full"
     steps = settings.max_steps or math.ceil(epochs * math.ceil(rows / effective))
     made = Plan(
         objective=objective.name,
         method=settings.method,
         rows=rows,
-        epochs=epochs,
+        epochs=steps * effective / rows if settings.max_steps else epochs,
         steps=steps,
         effective_batch=effective,
         micro_batch=fitted.micro_batch,
@@ -187,6 +193,7 @@ def plan(
         gradient_checkpointing=fitted.gradient_checkpointing,
         dtype=fitted.dtype,
         cuda=cuda,
+        optimizer=optimizer,
     )
     return Planned(made, _origins(settings, defaults, rows), fitted.memory, fitted.available, notes)
 
@@ -218,6 +225,8 @@ def _origins(settings: TrainSettings, defaults: Defaults, rows: int) -> dict[str
         "save_steps": "a tenth of the run",
     }
     given = {name: "set" for name in computed if getattr(settings, name) is not None}
+    if settings.max_steps:
+        given["epochs"] = "max_steps * effective_batch / rows"
     rest = {
         "steps": "set" if settings.max_steps else "epochs * rows / effective_batch",
         "accumulation": "effective_batch / micro_batch / processes",
@@ -279,7 +288,7 @@ def trl_config(
         "num_train_epochs": plan.epochs,
         "max_steps": settings.max_steps or -1,
         "learning_rate": plan.learning_rate,
-        "warmup_steps": settings.warmup_ratio,
+        "warmup_steps": _warmup(settings.warmup_ratio, plan.steps),
         "lr_scheduler_type": settings.scheduler,
         "seed": settings.seed,
         "gradient_checkpointing": plan.gradient_checkpointing,
@@ -311,6 +320,12 @@ def trl_config(
     return made
 
 
+def _warmup(ratio: float, steps: int) -> int:
+    """Steps in which the rate rises from zero: a single one would only be a step at rate zero."""
+    rising = int(ratio * steps)
+    return rising if rising > 1 else 0
+
+
 def _fields(config: type[Any]) -> set[str]:
     return {field.name for field in dataclasses.fields(config) if field.init}
 
@@ -326,7 +341,7 @@ def _check(
     for key in options:
         if key not in known:
             raise UserError(
-                f"{section}: {owner} has no option '{key}'{nearest(key, known)}",
+                f"{section}: {owner} has no option '{key}'{nearest(key, known - {*own, *fixed})}",
                 remedy=f"see the documentation of {owner}",
             )
         if key in own:

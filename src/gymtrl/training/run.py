@@ -13,6 +13,7 @@ from typing import Any
 
 from gymtrl.doctor.diagnose import diagnose
 from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings, write_findings
+from gymtrl.doctor.run import DataFacts
 from gymtrl.training.job import CHECKPOINTS, FINDINGS, LOCK, METRICS, RESULT, Change, Job, read_changes, read_outcome
 from gymtrl.training.plan import Plan
 from gymtrl.training.prepare import Prepared, job_of, launch_of, prepare, train_inputs
@@ -92,7 +93,7 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
 
 
 def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Change]) -> TrainResult:
-    from gymtrl.training.export import write_card
+    from gymtrl.training.export import adapter_rank, write_card
 
     resolved = changes[-1].plan if changes else job.plan
     outcome = read_outcome(draft.path)
@@ -126,7 +127,6 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
         name=out.name,
         base=job.base,
         trainer=ready.objective.trainer_name,
-        lora=lora,
         data=ready.data,
         steps=resolved.steps,
         batch=resolved.effective_batch,
@@ -138,6 +138,7 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
             "training seconds": result.seconds,
         },
         settings=job.settings | {"model": job.base} | resolved_settings(resolved),
+        rank=adapter_rank(draft.path / "adapter") if lora else None,
     )
     names = ("first_loss", "last_loss", "eval_before", "eval_after", "seconds", "tokens", "peak_memory")
     draft.extra.update(
@@ -150,7 +151,7 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
             "origins": ready.planned.origins,
             "notes": list(ready.planned.notes),
             "changes": [{"step": c.step, "measure": c.measure, "reason": c.reason} for c in changes],
-            "data": dataclasses.asdict(job.data),
+            "data": _known(job.data),
             "parameters": outcome.parameters,
             "processes": outcome.processes,
             "stopped": outcome.stopped,
@@ -168,6 +169,11 @@ def _told(path: Path, found: list[Finding]) -> list[Finding]:
     findings = sorted(by_rule.values(), key=lambda finding: SEVERITIES.index(finding.severity))
     write_findings(path, findings)
     return findings
+
+
+def _known(facts: DataFacts) -> dict[str, Any]:
+    """Facts of a dataset without those that its objective has not."""
+    return {f.name: getattr(facts, f.name) for f in dataclasses.fields(facts) if getattr(facts, f.name) != f.default}
 
 
 def resolved_settings(resolved: Plan) -> dict[str, Any]:

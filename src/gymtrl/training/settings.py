@@ -70,7 +70,7 @@ class TrainSettings(BaseModel, extra="forbid"):
         default=0.03,
         ge=0,
         lt=1,
-        description="Share of the steps in which the learning rate rises",
+        description="Share of the steps in which the learning rate rises; a single such step is left out",
         json_schema_extra={"source": "Tülu 3"},
     )
     scheduler: str = Field(
