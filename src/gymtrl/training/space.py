@@ -23,27 +23,46 @@ class Sizes:
         weights (`int`): All weights of the model.
         trained (`int`): Weights that are trained: of the adapter, or all.
         weight_bytes (`int`): Bytes of a weight in the model that is saved at the end.
+        divided (`bool`, *optional*, defaults to `False`): The processes share the model in parts, by FSDP2 or ZeRO-3.
+        tokenizer (`int`, *optional*, defaults to `0`): Bytes of the tokenizer's files.
     """
 
     weights: int
     trained: int
     weight_bytes: int
+    divided: bool = False
+    tokenizer: int = 0
 
 
-def bytes_needed(sizes: Sizes, *, lora: bool, tokens: int = 0) -> int:
+@dataclass(frozen=True)
+class Room:
+    """Disk space that a run needs.
+
+    Attributes:
+        checkpoint (`int`): Bytes of one checkpoint.
+        run (`int`): Bytes of the most that it holds at once.
+    """
+
+    checkpoint: int
+    run: int
+
+
+def room_needed(sizes: Sizes, *, lora: bool, tokens: int = 0) -> Room:
     """Estimates the most that a run holds on disk at once.
 
-    A checkpoint holds the trained weights and AdamW's two moments, each in float32. Three of them exist for a moment: a
-    new one is complete before the oldest goes. Adapter and merged model are written before the checkpoints go, too.
+    A checkpoint holds the trained weights and AdamW's two moments, each in float32, and the tokenizer; where the
+    processes share the model in parts, the weights a second time, in the form that each process finds its part in.
+    Three checkpoints exist for a moment: a new one is complete before the oldest goes. Adapter and merged model are
+    written before the checkpoints go, too.
 
     Args:
         sizes (`Sizes`): Of the model.
         lora (`bool`): An adapter is trained.
         tokens (`int`): Tokens of the dataset, of all splits, of which a copy is kept during the run.
     """
-    checkpoint = 3 * 4 * sizes.trained
-    adapter = 4 * sizes.trained if lora else 0
-    return 3 * checkpoint + adapter + sizes.weights * sizes.weight_bytes + TOKEN_BYTES * tokens + SPARE_BYTES
+    checkpoint = (4 if sizes.divided else 3) * 4 * sizes.trained + sizes.tokenizer
+    made = (4 * sizes.trained if lora else 0) + sizes.weights * sizes.weight_bytes + sizes.tokenizer
+    return Room(checkpoint, 3 * checkpoint + made + TOKEN_BYTES * tokens + SPARE_BYTES)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -52,13 +71,37 @@ def require_space(folder: Path, needed: int) -> None:
     Raises:
         RunError: It has not.
     """
+    _, lacking = _free_and_lacking(folder, needed)
+    if lacking > 0:
+        raise RunError(
+            f"training needs {_size(needed)} in {folder.parent}, and {_size(needed - lacking)} are free",
+            remedy=f"free {_size(lacking)}, or choose a folder on another disk with -o",
+        )
+
+
+def disk_full(folder: Path, room: Room, why: str) -> RunError:
+    """What to say of a run whose disk became full while it trained.
+
+    Args:
+        folder (`Path`): Of the run in the making.
+        room (`Room`): What it needs.
+        why (`str`): The failure, in the words of who met it.
+    """
+    free, lacking = _free_and_lacking(folder, room.run)
+    wanted = max(lacking, room.checkpoint - free)
+    return RunError(
+        f"the disk is full: {folder.parent} has {_size(free)} left, and a checkpoint takes {_size(room.checkpoint)} "
+        f"({why})",
+        remedy=(f"free {_size(wanted)} there" if wanted > 0 else "see that there stays room")
+        + " and run it again, to go on from the last checkpoint; or begin anew on another disk with -o",
+    )
+
+
+def _free_and_lacking(folder: Path, needed: int) -> tuple[int, int]:
+    """Free bytes, and those that lack of `needed` beside what the folder holds."""
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
-    if free + held < needed:
-        raise RunError(
-            f"training needs {_size(needed)} in {folder.parent}, and {_size(free + held)} are free",
-            remedy=f"free {_size(needed - free - held)}, or choose a folder on another disk with -o",
-        )
+    return free, needed - free - held
 
 
 def _size(count: int) -> str:
