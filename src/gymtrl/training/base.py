@@ -29,15 +29,18 @@ def require_weights(base: str, config: PretrainedConfig) -> None:
     import transformers
     from safetensors import SafetensorError
 
+    from gymtrl.training.worker import quiet
+
     if getattr(config, "quantization_config", None) is not None or getattr(config, "auto_map", None):
         return
     named = (config.architectures or [""])[0]
     architecture = getattr(transformers, named, transformers.AutoModelForCausalLM)
     remedy = f"copy the model into {base} anew, or train another with --model"
     try:
-        _, found = architecture.from_pretrained(
-            base, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with quiet():
+            _, found = architecture.from_pretrained(
+                base, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights of {base} cannot be read: {error}", remedy=remedy) from error
     if found["mismatched_keys"]:

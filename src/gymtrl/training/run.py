@@ -19,7 +19,7 @@ from gymtrl.training.job import CHECKPOINTS, FINDINGS, LOCK, METRICS, RESULT, Ch
 from gymtrl.training.plan import Plan
 from gymtrl.training.prepare import Prepared, job_of, launch_of, prepare, train_inputs
 from gymtrl.training.settings import TrainSettings
-from gymtrl.training.space import Sizes, require_space, room_needed
+from gymtrl.training.space import require_space, room_needed, sizes_of
 from gymtrl.training.supervise import train_in_processes
 from gymtrl.workspace.artefact import Draft, artefact
 from gymtrl.workspace.metrics import read_metrics
@@ -84,11 +84,9 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
     verb, inputs = f"train {ready.objective.name}", train_inputs(dataset, settings)
     plan, lora = ready.planned.plan, ready.planned.plan.method != "full"
     launch = launch_of(settings, plan)
-    trained = settings.lora_r * (ready.shape.linear_inputs + ready.shape.linear_outputs)
-    sizes = Sizes(
-        ready.shape.weights,
-        trained if lora else ready.shape.weights,
-        ready.shape.stored_bytes,
+    sizes = sizes_of(
+        ready.shape,
+        rank=settings.lora_r if lora else None,
         divided=settings.engine != "ddp" and plan.processes > 1,
         tokenizer=tokenizer_bytes(ready.base),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gymtrl.errors import RunError
+from gymtrl.training.memory import ModelShape
 
 TOKEN_BYTES = 8
 """A token's id and label, four bytes each, in the uncompressed copy that `datasets` maps into memory."""
@@ -23,14 +24,14 @@ class Sizes:
         weights (`int`): All weights of the model.
         trained (`int`): Weights that are trained: of the adapter, or all.
         weight_bytes (`int`): Bytes of a weight in the model that is saved at the end.
-        divided (`bool`, *optional*, defaults to `False`): The processes share the model in parts, by FSDP2 or ZeRO-3.
+        again (`int`, *optional*, defaults to `0`): Weights that a checkpoint holds a second time.
         tokenizer (`int`, *optional*, defaults to `0`): Bytes of the tokenizer's files.
     """
 
     weights: int
     trained: int
     weight_bytes: int
-    divided: bool = False
+    again: int = 0
     tokenizer: int = 0
 
 
@@ -47,20 +48,34 @@ class Room:
     run: int
 
 
+def sizes_of(shape: ModelShape, *, rank: int | None, divided: bool, tokenizer: int) -> Sizes:
+    """Counts the weights of a run.
+
+    Args:
+        shape (`ModelShape`): Of the model.
+        rank (`int`, *optional*): Of the adapter; `None` where every weight is trained.
+        divided (`bool`): The processes share the model in parts. A checkpoint then holds the weights once for those who
+            load it and once for the processes to find their parts in, and tied ones twice in each.
+        tokenizer (`int`): Bytes of the tokenizer's files.
+    """
+    trained = shape.weights if rank is None else rank * (shape.linear_inputs + shape.linear_outputs)
+    tied = 2 * shape.vocabulary * shape.hidden if rank is None and shape.tied else 0
+    return Sizes(shape.weights, trained, shape.stored_bytes, trained + tied if divided else 0, tokenizer)
+
+
 def room_needed(sizes: Sizes, *, lora: bool, tokens: int = 0) -> Room:
     """Estimates the most that a run holds on disk at once.
 
-    A checkpoint holds the trained weights and AdamW's two moments, each in float32, and the tokenizer; where the
-    processes share the model in parts, the weights a second time, in the form that each process finds its part in.
-    Three checkpoints exist for a moment: a new one is complete before the oldest goes. Adapter and merged model are
-    written before the checkpoints go, too.
+    A checkpoint holds the trained weights and AdamW's two moments, each in float32, and the tokenizer. Three of them
+    exist for a moment: a new one is complete before the oldest goes. Adapter and merged model are written before the
+    checkpoints go, too.
 
     Args:
         sizes (`Sizes`): Of the model.
         lora (`bool`): An adapter is trained.
         tokens (`int`): Tokens of the dataset, of all splits, of which a copy is kept during the run.
     """
-    checkpoint = (4 if sizes.divided else 3) * 4 * sizes.trained + sizes.tokenizer
+    checkpoint = 4 * (3 * sizes.trained + sizes.again) + sizes.tokenizer
     made = (4 * sizes.trained if lora else 0) + sizes.weights * sizes.weight_bytes + sizes.tokenizer
     return Room(checkpoint, 3 * checkpoint + made + TOKEN_BYTES * tokens + SPARE_BYTES)
 
