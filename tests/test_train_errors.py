@@ -251,6 +251,7 @@ def test_a_disk_that_fills_while_it_trains(method: str, made: Path, tmp_path: Pa
     error, remedy = told.splitlines()[-2:]
     assert error.startswith(f"error: the disk is full: {small_disk} has ") and "a checkpoint takes " in error
     assert remedy.startswith("remedy: free ") and "run it again, to go on from the last checkpoint" in remedy
+    print(error, remedy, sep="\n")
     assert "Traceback" not in told
     assert not out.exists()
     checkpoints = list((small_disk / ".run.partial" / "checkpoints").glob("checkpoint-*"))

@@ -13,7 +13,7 @@ from gymtrl.doctor.finding import Finding
 from gymtrl.doctor.run import DataFacts
 from gymtrl.errors import UserError
 from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder
-from gymtrl.training.base import require_own_adapter
+from gymtrl.training.base import require_own_adapter, require_weights
 from gymtrl.training.calibrate import calibrate
 from gymtrl.training.data import TrainingData, dataset_manifest, read_dataset
 from gymtrl.training.job import Job
@@ -175,7 +175,8 @@ def plan_facts(dataset: Path, settings: TrainSettings, *, calibrated: bool) -> d
     Args:
         dataset (`Path`): Folder that `format` wrote.
         settings (`TrainSettings`): Of the run.
-        calibrated (`bool`): Train on the longest rows for a few steps, to tell the time.
+        calibrated (`bool`): Train on the longest rows for a few steps, to tell the time; nothing else needs the model's
+            weights.
 
     Returns:
         `dict[str, Any]`: JSON-able: `plan` (value and origin of each number), `memory` (bytes by part), `data`,
@@ -206,6 +207,7 @@ def plan_facts(dataset: Path, settings: TrainSettings, *, calibrated: bool) -> d
         "findings": [asdict(finding) for finding in ready.findings],
     }
     if calibrated:
+        require_weights(ready.base, ready.config)
         speed = calibrate(job_of(ready, dataset, settings))
         share = planned.plan.steps * planned.plan.effective_batch / split.rows
         seconds = speed.seconds(round(split.tokens * share), planned.plan.processes)

@@ -94,19 +94,19 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def disk_full(folder: Path, room: Room, why: str) -> RunError:
+def disk_full(folder: Path, room: Room, why: str | None) -> RunError:
     """What to say of a run whose disk became full while it trained.
 
     Args:
         folder (`Path`): Of the run in the making.
         room (`Room`): What it needs.
-        why (`str`): The failure, in the words of who met it.
+        why (`str`, *optional*): The failure in the words of who met it; there may have been no room for them.
     """
     free, lacking = _free_and_lacking(folder, room.run)
     wanted = max(lacking, room.checkpoint - free)
     return RunError(
-        f"the disk is full: {folder.parent} has {_size(free)} left, and a checkpoint takes {_size(room.checkpoint)} "
-        f"({why})",
+        f"the disk is full: {folder.parent} has {_size(free)} left, and a checkpoint takes {_size(room.checkpoint)}"
+        + (f" ({why})" if why else ""),
         remedy=(f"free {_size(wanted)} there" if wanted > 0 else "see that there stays room")
         + " and run it again, to go on from the last checkpoint; or begin anew on another disk with -o",
     )

@@ -70,7 +70,7 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
         if failure is None or failure.kind != "memory":
             failure = _killed(code, launch, _kernel_kills() > killed_before) or failure
         if code == EXIT["disk"] or (failure is not None and failure.kind == "disk"):
-            raise disk_full(folder, room, failure.message if failure is not None else "it could not even say so")
+            raise disk_full(folder, room, failure.message if failure is not None else None)
         if failure is None:
             raise RunError(f"the training process ended with status {code}", remedy=_AGAIN)
         if failure.kind == "user":
