@@ -82,7 +82,7 @@ def test_a_plan_in_words(tiny: Path) -> None:
 def test_what_is_planned_follows_the_settings_and_needs_no_weights(without_weights: Path) -> None:
     lora, full = (planned(without_weights, "--no-calibrate", "--method", name) for name in ("lora", "full"))
     assert full["memory"]["parts"]["optimizer"] > 10 * lora["memory"]["parts"]["optimizer"]
-    assert full["memory"]["total"] > 2 * lora["memory"]["total"]
+    assert full["memory"]["total"] > 1.5 * lora["memory"]["total"]
     assert lora["learning_rate"] > full["learning_rate"]
     four = planned(without_weights, "--no-calibrate", "--effective-batch", "8", "--micro-batch", "4")
     assert (four["accumulation"], four["steps"]) == (2, 8)
