@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler
 import distributed_worker
 from gymtrl import RunError, UserError
 from gymtrl.processes import Supervised
-from gymtrl.training.launch import WORKER, FailedRank, Launch, failed_rank, worker_command, worker_environment
+from gymtrl.training.launch import WORKER, Launch, worker_command, worker_environment
 from gymtrl.training.ranks import require_processes
 from gymtrl.training.slurm import RESTARTS, meeting_point, slurm_script
 from test_processes import tagged, wait_for
@@ -205,26 +205,12 @@ def test_fewer_processes_than_asked_for_are_refused() -> None:
     assert "gymtrl train" in (caught.value.remedy or "")
 
 
-def test_when_one_process_is_killed_all_end_and_it_is_named(tmp_path: Path) -> None:
+def test_when_one_process_is_killed_all_end(tmp_path: Path) -> None:
     (tmp_path / "task").write_text("die")
     tag = uuid.uuid4().hex
     with started(tmp_path, TWO, "small_worker", TEST_TAG=tag) as process:
         assert finished(process) == 1
-        assert failed_rank(process.log.read_text()) == FailedRank(1, -9)
     assert tagged(tag) == []
-
-
-def test_of_many_nodes_the_first_to_fail_is_found() -> None:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-
-    def report(rank: int, code: int, second: int) -> str:
-        failure = ProcessFailure(local_rank=rank, pid=9, exitcode=code, error_file="<N/A>")
-        failure.timestamp = second
-        return f"{ChildFailedError('worker', {rank: failure})}\n"
-
-    assert failed_rank(report(2, 1, 20) + report(3, -9, 10)) == FailedRank(3, -9)
-    assert failed_rank(report(2, 1, 20) + report(3, -15, 10)) == FailedRank(2, 1)
-    assert failed_rank("all is well") is None
 
 
 def test_stopping_ends_every_process(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from gymtrl.training.progress import MetricsLog, read_metrics
 from gymtrl.training.run import train
 from gymtrl.training.settings import TrainSftSettings
 from gymtrl.training.sft import SFT
-from gymtrl.training.space import Sizes, bytes_needed, require_space
+from gymtrl.training.space import Sizes, require_space, room_needed
 from gymtrl.workspace.artefact import up_to_date
 
 ROWS = 12
@@ -374,8 +374,9 @@ def test_options_of_trl_exist_and_are_merged_with_ours(base: Path, tmp_path: Pat
 
 def test_space_is_asked_for_before_training(tmp_path: Path) -> None:
     sizes = Sizes(weights=1000, trained=100, weight_bytes=2)
-    assert bytes_needed(sizes, lora=True) - bytes_needed(sizes, lora=False) == 400
-    assert bytes_needed(sizes, lora=True, tokens=10**6) - bytes_needed(sizes, lora=True) >= 8 * 10**6
+    adapter, every = room_needed(sizes, lora=True), room_needed(sizes, lora=False)
+    assert adapter.run - every.run == 400
+    assert room_needed(sizes, lora=True, tokens=10**6).run - adapter.run >= 8 * 10**6
     require_space(tmp_path, 1)
     with pytest.raises(RunError, match="are free") as caught:
         require_space(tmp_path, 10**18)
@@ -401,6 +402,6 @@ except RunError as error:
     done = subprocess.run(
         [sys.executable, "-c", child, *arguments], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stdout.startswith("3 the disk is full") and "free some disk space" in done.stdout
+    assert done.stdout.startswith("3 the disk is full") and "run it again, to go on" in done.stdout
     assert not (tmp_path / "run").exists()
     assert train(base / "dataset", tmp_path / "run", TrainSftSettings.model_validate_json(chosen)).model.is_dir()

@@ -26,6 +26,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -93,6 +95,11 @@ def file_hashes(model: str) -> dict[str, str]:
     return hashes
 
 
+def tokenizer_bytes(model: str) -> int:
+    """Returns the bytes of all tokenizer files that the model has."""
+    return sum(path.stat().st_size for name in TOKENIZER_FILES if (path := model_file(model, name)) is not None)
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Loads a model's tokenizer.
 
@@ -120,16 +127,45 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PretrainedCon
 
 
 def _load(auto: Any, model: str, what: str, trust_remote_code: bool) -> Any:
-    local_folder(model)
+    folder = local_folder(model)
     try:
         return auto.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if folder is not None:
+            _refuse_lacking(folder, what)
         text = str(error).strip()
         raise UserError(
             f"the {what} of model '{model}' cannot be loaded: {text.splitlines()[0] if text else type(error).__name__}",
             remedy="give a model folder, or a hub id that is in the cache or can be reached"
             + ("; its code needs trust_remote_code" if "trust_remote_code" in text else ""),
         ) from error
+
+
+def _refuse_lacking(folder: Path, what: str) -> None:
+    """Tells what a model folder lacks, where it is no question of what stands in its files.
+
+    Raises:
+        UserError: It has no tokenizer, is an adapter, or holds no model.
+    """
+    if what == "tokenizer" and not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise UserError(
+            f"the model folder {folder} has no tokenizer: {', '.join(_VOCABULARIES)} are not there",
+            remedy=f"copy tokenizer.json, tokenizer_config.json and chat_template.jinja into it from the model that it "
+            f"was made from, as with 'cp MODEL/*token* MODEL/chat_template* {folder}'",
+        )
+    if what != "configuration" or (folder / "config.json").is_file():
+        return
+    try:
+        base = str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} holds no model: it has no config.json",
+            remedy="give a folder that from_pretrained loads, such as 'model' of a training run",
+        ) from None
+    raise UserError(
+        f"{folder} is a LoRA adapter of {base}, not a model",
+        remedy=f"give its model; to train the adapter on: --model {base} --adapter {folder}",
+    )
 
 
 def local_folder(model: str) -> Path | None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import psutil
 import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
@@ -26,6 +25,7 @@ from gymtrl.rollouts.outputs import check_output
 from gymtrl.rollouts.summary import Summary
 from gymtrl.rollouts.suspicions import MEASURED
 from gymtrl.text import plain
+from gymtrl.training.machine import machine
 from gymtrl.workspace.spool import spooled
 from gymtrl.workspace.stage import job_folder
 
@@ -136,8 +136,7 @@ def recipe_text(rollouts: Sequence[Path], model: str, out: Path, summary: Summar
         f"objective: {objective}",
     ]  # fmt: skip
     for verb in ("filter", f"format {objective}", f"train {objective}"):
-        if verb in SECTIONS:
-            lines += ["", *_section(verb, SECTIONS[verb].__doc__ or "", summary)]
+        lines += ["", *_section(verb, SECTIONS[verb].__doc__ or "", summary)]
     needs = "Needs 'gymtrl gym setup' with the server of these tasks, and 'tasks' where none were held out with inputs."
     validate = _section("validate", f"{SECTIONS['validate'].__doc__} {needs}", summary)
     return "\n".join([*lines, "", *(line if line.startswith("#") else f"# {line}".rstrip() for line in validate), ""])
@@ -218,6 +217,7 @@ def _good_and_bad(summary: Summary, table: Path) -> tuple[int, int] | tuple[None
 
 def _machine() -> str:
     """Cores, memory and GPUs in words."""
-    memory = psutil.virtual_memory().total / 2**30
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory, {f'{gpus} GPUs' if gpus else 'no GPU'}"
+    found = machine(gpus=True)
+    memory = f"{found.memory / 2**30:.0f} GiB of memory" + (f" ({found.limit})" if found.limit != "memory" else "")
+    gpus = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in found.gpus).items())
+    return f"{found.cores} cores, {memory} to be had, {gpus or 'no GPU'}"

@@ -77,8 +77,6 @@ def open_job(path: Path) -> Job:
     resolved: dict[str, Resolved[Any]] = {}
 
     def settings(verb: str, **given: tuple[Any, str]) -> Any:
-        if verb not in SECTIONS:
-            raise UserError(f"{path}: there is no '{verb}'", remedy=f"sections: {', '.join(SECTIONS)}")
         known = {name: (value, origin) for name, (value, origin) in given.items() if value is not None}
         resolved[verb] = resolve(SECTIONS[verb], section=verb, recipe=recipe, given=known)
         return resolved[verb].settings

@@ -57,8 +57,9 @@ def calibrate(job: Job) -> Speed:
         environment = worker_environment(Launch(processes=1, cuda=job.plan.cuda))
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
+        told = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise RunError(
-            f"a few steps on the longest rows failed: {done.stderr.strip().splitlines()[-1:]}",
+            f"a few steps on the longest rows failed: {told[-1]}",
             remedy="plan with --no-calibrate, or with a smaller micro_batch",
         )
     return Speed(**json.loads(done.stdout.splitlines()[-1]))

@@ -147,13 +147,19 @@ def _split(dataset: Path, name: str, verb: str, sequences: tuple[Sequence, ...])
     again = f"run 'gymtrl {verb}' again"
     columns = sorted({column for sequence in sequences for column in sequence.columns})
     count = _Count()
+    told = files[0].stem.rpartition("-of-")[2] if files else ""
+    if told.isdecimal() and int(told) != len(files):
+        raise UserError(f"{dataset} holds {len(files)} of its {int(told)} {name} files", remedy=again)
     for path in files:
-        source = pq.ParquetFile(path)
+        try:
+            source = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} cannot be read: {error}", remedy=again) from error
         if missing := [column for column in columns if column not in source.schema_arrow.names]:
-            told = dataset_manifest(dataset).verb
+            made_by = dataset_manifest(dataset).verb
             raise UserError(
                 f"{path} has no column {missing[0]}",
-                remedy=again if told == verb else f"it was made by '{told}'; give a folder that '{verb}' wrote",
+                remedy=again if made_by == verb else f"it was made by '{made_by}'; make one with 'gymtrl {verb}'",
             )
         if "images" in source.schema_arrow.names:
             raise UserError(

@@ -14,8 +14,8 @@ from gymtrl.training.plan import Plan
 JOB, RESULT, CHANGES, FINDINGS = "job.json", "result.json", "changes.json", "findings.json"
 METRICS, CHECKPOINTS, LOCK, OUTCOME = "metrics.jsonl", "checkpoints", ".worker.lock", "outcome.json"
 
-Kind = Literal["memory", "user", "run", "bug"]
-EXIT: dict[Kind, int] = {"bug": 1, "user": 2, "run": 3, "memory": 75}
+Kind = Literal["memory", "disk", "user", "run", "bug"]
+EXIT: dict[Kind, int] = {"bug": 1, "user": 2, "run": 3, "disk": 74, "memory": 75}
 """Exit status of a training process by what went wrong; it tells even where the disk is too full for a file."""
 
 
@@ -64,7 +64,7 @@ class Failure:
     """Why a training process ended.
 
     Attributes:
-        kind (`str`): `memory`, the `user`'s to mend, the `run`'s, or a `bug`.
+        kind (`str`): `memory` or `disk` that is full, the `user`'s to mend, the `run`'s, or a `bug`.
         message (`str`): What went wrong.
         remedy (`str`, *optional*): What to do.
         at (`str`): What it was doing: `loading`, `training`, `measuring` or `saving`.

@@ -28,10 +28,6 @@ _FOREIGN = re.compile(
 )
 """Variables by which another launcher would decide how many processes a worker believes in, or what they share."""
 
-_ROOT_CAUSE = re.compile(
-    r"^Root Cause .*?^\s*time\s*: (\S+).*?^\s*rank\s*: (\d+).*?^\s*exitcode\s*: (-?\d+)", re.MULTILINE | re.DOTALL
-)
-
 _FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -92,19 +88,6 @@ class Launch:
         return self.processes // self.nodes
 
 
-@dataclass(frozen=True)
-class FailedRank:
-    """The process of several that failed first.
-
-    Attributes:
-        rank (`int`): Its number.
-        exit_code (`int`): Its exit status; −n where signal n ended it.
-    """
-
-    rank: int
-    exit_code: int
-
-
 def worker_command(job_folder: Path, launch: Launch) -> list[str]:
     """The command that trains.
 
@@ -159,23 +142,3 @@ def worker_environment(launch: Launch) -> dict[str, str]:
         if launch.nodes == 1 and sys.platform == "linux":
             made |= {"GLOO_SOCKET_IFNAME": "lo"}
     return made | _ENGINES[launch.engine]
-
-
-def failed_rank(log: str) -> FailedRank | None:
-    """Finds which process failed first, from what torchrun told.
-
-    The others fail after it, because they lose the connection; of them all, this one knows the reason. Where it was
-    killed, as by the kernel when memory is short, it left no word, and its exit code is all there is.
-
-    Args:
-        log (`str`): Output of the worker command.
-
-    Returns:
-        `FailedRank`: `None` where torchrun told of no failure.
-    """
-    told = _ROOT_CAUSE.findall(log)
-    if not told:
-        return None
-    # Every node tells of its own. What was asked to end (SIGTERM) is no cause.
-    _, _, rank, code = min((code == "-15", time, int(rank), int(code)) for time, rank, code in told)
-    return FailedRank(rank, code)

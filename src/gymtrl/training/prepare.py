@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from gymtrl.doctor.finding import Finding
 from gymtrl.doctor.run import DataFacts
 from gymtrl.errors import UserError
 from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder
+from gymtrl.training.base import require_own_adapter, require_weights
 from gymtrl.training.calibrate import calibrate
 from gymtrl.training.data import TrainingData, dataset_manifest, read_dataset
 from gymtrl.training.job import Job
@@ -39,6 +39,7 @@ class Prepared:
         objective (`Objective`): What is trained.
         data (`TrainingData`): On what.
         base (`str`): Folder or hub id of the model.
+        config (`PretrainedConfig`): Its configuration.
         shape (`ModelShape`): Counts of the model.
         planned (`Planned`): By which numbers it trains, and what they rest on.
         facts (`DataFacts`): Of the training rows, for the rules of `doctor`.
@@ -48,6 +49,7 @@ class Prepared:
     objective: Objective
     data: TrainingData
     base: str
+    config: PretrainedConfig
     shape: ModelShape
     planned: Planned
     facts: DataFacts
@@ -75,7 +77,7 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
     config = load_config(base, trust_remote_code=trust)
     _require_same_tokens(data, base, load_tokenizer(base, trust_remote_code=trust), config)
     if settings.adapter is not None:
-        _require_own_adapter(Path(settings.adapter), base, config)
+        require_own_adapter(Path(settings.adapter), base, config)
 
     shape = model_shape(config)
     planned = plan(
@@ -88,7 +90,7 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
     for finding in findings:
         if finding.severity == "error":
             raise UserError(f"{finding.title}: {finding.evidence}; {finding.cause}", remedy=finding.remedy)
-    return Prepared(objective, data, base, shape, planned, facts, tuple(findings))
+    return Prepared(objective, data, base, config, shape, planned, facts, tuple(findings))
 
 
 def launch_of(settings: TrainSettings, resolved: Plan) -> Launch:
@@ -161,45 +163,6 @@ def _require_same_tokens(
         )
 
 
-def _require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> None:
-    """Checks that an adapter was trained on this model.
-
-    Raises:
-        UserError: It is no LoRA adapter, names another model, or its weights fit no layer of this one.
-    """
-    import torch
-    from safetensors import safe_open
-    from transformers import AutoModelForCausalLM
-
-    settings_file, weights_file = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
-    try:
-        own = json.loads(settings_file.read_text(encoding="utf-8"))
-        with safe_open(weights_file, "pt") as weights:
-            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{adapter} is no LoRA adapter: {error}", remedy="give the folder 'adapter' of a run that trained one"
-        ) from None
-    named = str(own.get("base_model_name_or_path") or "")
-    if Path(named).name != Path(base).name:
-        raise UserError(
-            f"the adapter {adapter} was trained on {named or 'a model that it does not name'}, not on {base}",
-            remedy=f"give --model {named}, or an adapter of {base}",
-        )
-    with torch.device("meta"):
-        layers = {n: weight.shape for n, weight in AutoModelForCausalLM.from_config(config).named_parameters()}
-    for name, shape in shapes.items():
-        layer, _, side = name.removeprefix("base_model.model.").partition(".lora_")
-        wide = layers.get(f"{layer}.weight")
-        fits = wide is not None and shape[side.startswith("A")] == wide[side.startswith("A")]
-        if side and not side.startswith("embedding") and not fits:
-            raise UserError(
-                f"the adapter {adapter} does not fit {base}: {layer} is {list(wide) if wide else 'not there'}, and the "
-                f"adapter's weight {shape}",
-                remedy=f"give the model that it was trained on ({named})",
-            )
-
-
 def job_of(ready: Prepared, dataset: Path, settings: TrainSettings) -> Job:
     """A prepared run as its processes need to know it."""
     asked = settings.model_dump(mode="json")
@@ -212,7 +175,8 @@ def plan_facts(dataset: Path, settings: TrainSettings, *, calibrated: bool) -> d
     Args:
         dataset (`Path`): Folder that `format` wrote.
         settings (`TrainSettings`): Of the run.
-        calibrated (`bool`): Train on the longest rows for a few steps, to tell the time.
+        calibrated (`bool`): Train on the longest rows for a few steps, to tell the time; nothing else needs the model's
+            weights.
 
     Returns:
         `dict[str, Any]`: JSON-able: `plan` (value and origin of each number), `memory` (bytes by part), `data`,
@@ -243,6 +207,7 @@ def plan_facts(dataset: Path, settings: TrainSettings, *, calibrated: bool) -> d
         "findings": [asdict(finding) for finding in ready.findings],
     }
     if calibrated:
+        require_weights(ready.base, ready.config)
         speed = calibrate(job_of(ready, dataset, settings))
         share = planned.plan.steps * planned.plan.effective_batch / split.rows
         seconds = speed.seconds(round(split.tokens * share), planned.plan.processes)

@@ -43,7 +43,8 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
     processes only the first writes; each of them knows `kept`.
 
     Args:
-        path (`Path`): The file. Lines of steps after `resumed_step` are removed: these steps are repeated. Events stay.
+        path (`Path`): The file. Lines of steps after `resumed_step`, and all of them in a new run, are removed: these
+            steps are repeated. Events stay.
         resumed_step (`int`): Step that the run starts from; 0 for a new run.
         count_tokens (`Callable[[], int]`, *optional*): Tokens computed since the start of the process, for a trainer
             that does not log `num_tokens`.
@@ -55,7 +56,8 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
 
     def __init__(self, path: Path, resumed_step: int, *, count_tokens: Callable[[], int] | None = None) -> None:
         self.path = path
-        self.kept = [entry for entry in read_metrics(path) if entry["step"] <= resumed_step or "event" in entry]
+        holds = resumed_step or -1  # a new run measures before its first step again
+        self.kept = [entry for entry in read_metrics(path) if entry["step"] <= holds or "event" in entry]
         self.evaluated = {entry["step"]: float(entry["eval_loss"]) for entry in self.kept if "eval_loss" in entry}
         self._resumed_step = resumed_step
         self._count_tokens = count_tokens

@@ -14,11 +14,13 @@ from typing import Any
 from gymtrl.doctor.diagnose import diagnose
 from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings, write_findings
 from gymtrl.doctor.run import DataFacts
+from gymtrl.models.fingerprint import tokenizer_bytes
+from gymtrl.training.base import require_weights
 from gymtrl.training.job import CHECKPOINTS, FINDINGS, LOCK, METRICS, RESULT, Change, Job, read_changes, read_outcome
 from gymtrl.training.plan import Plan
 from gymtrl.training.prepare import Prepared, job_of, launch_of, prepare, train_inputs
 from gymtrl.training.settings import TrainSettings
-from gymtrl.training.space import Sizes, bytes_needed, require_space
+from gymtrl.training.space import require_space, room_needed, sizes_of
 from gymtrl.training.supervise import train_in_processes
 from gymtrl.workspace.artefact import Draft, artefact
 from gymtrl.workspace.metrics import read_metrics
@@ -78,17 +80,23 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
         RunError: The disk is full or too small, or memory is. What was trained is kept; the same call continues it.
     """
     ready = prepare(dataset, settings)
+    require_weights(ready.base, ready.config)
     tokens = sum(split.tokens for split in (ready.data.train, ready.data.validation) if split is not None)
     verb, inputs = f"train {ready.objective.name}", train_inputs(dataset, settings)
     plan, lora = ready.planned.plan, ready.planned.plan.method != "full"
     launch = launch_of(settings, plan)
-    trained = settings.lora_r * (ready.shape.linear_inputs + ready.shape.linear_outputs)
-    sizes = Sizes(ready.shape.weights, trained if lora else ready.shape.weights, ready.shape.stored_bytes)
+    sizes = sizes_of(
+        ready.shape,
+        rank=settings.lora_r if lora else None,
+        divided=settings.engine != "ddp" and plan.processes > 1,
+        tokenizer=tokenizer_bytes(ready.base),
+    )
+    room = room_needed(sizes, lora=lora, tokens=tokens)
     with artefact(out, verb=verb, settings=settings, inputs=inputs, resumable=True) as draft:
         job = job_of(ready, dataset, settings)
         if not (draft.path / RESULT).is_file():  # an attempt may have been killed after it was done
-            require_space(draft.path, bytes_needed(sizes, lora=lora, tokens=tokens))
-            train_in_processes(draft.path, job, ready.objective, launch)
+            require_space(draft.path, room.run)
+            train_in_processes(draft.path, job, ready.objective, launch, room)
         return _finish(draft, out, ready, job, read_changes(draft.path))
 
 

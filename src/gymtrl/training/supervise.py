@@ -27,13 +27,14 @@ from gymtrl.training.job import (
 from gymtrl.training.launch import Launch, worker_command, worker_environment
 from gymtrl.training.measures import next_measure
 from gymtrl.training.objective import Objective
+from gymtrl.training.space import Room, disk_full
 from gymtrl.workspace.metrics import append_metrics
 
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGABRT, 128 + signal.SIGSEGV)
 _AGAIN = "run it again to go on from the last checkpoint"
 
 
-def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Launch) -> None:
+def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Launch, room: Room) -> None:
     """Runs a job until it is done.
 
     What ran out of memory is started again, by the next measure of `measures.py`, from its last checkpoint;
@@ -45,6 +46,7 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
         job (`Job`): What to train.
         objective (`Objective`): Its objective.
         launch (`Launch`): Its processes.
+        room (`Room`): Disk space that it needs, for the message where that ends.
 
     Raises:
         UserError: The job cannot be trained as it is.
@@ -67,6 +69,8 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
         failure = first_failure(folder)
         if failure is None or failure.kind != "memory":
             failure = _killed(code, launch, _kernel_kills() > killed_before) or failure
+        if code == EXIT["disk"] or (failure is not None and failure.kind == "disk"):
+            raise disk_full(folder, room, failure.message if failure is not None else None)
         if failure is None:
             raise RunError(f"the training process ended with status {code}", remedy=_AGAIN)
         if failure.kind == "user":

@@ -72,6 +72,8 @@ def main(folder: Path) -> int:
         if failure.kind == "bug":
             traceback.print_exc()
         try:
+            if failure.kind == "disk" and is_first_process():
+                _drop_torn(folder)
             write_json(folder / failure_file(), failure)
         except OSError:
             print(failure.message, file=sys.stderr)
@@ -250,14 +252,20 @@ def _with_adapter(base: str, settings: TrainSettings, args: Any, quantization: A
     return PeftModel.from_pretrained(model, settings.adapter, is_trainable=True)
 
 
+def _drop_torn(folder: Path) -> None:
+    """Deletes the checkpoint that the disk had no room for, of which no run could make use."""
+    from gymtrl.training.checkpoints import last_sealed
+
+    last_sealed(folder / CHECKPOINTS)
+
+
 def _failure(error: Exception, at: str) -> Failure:
     kind: Kind
     remedy = None
     if isinstance(error, GymtrlError):
         kind, message, remedy = ("user" if isinstance(error, UserError) else "run"), error.message, error.remedy
     elif is_disk_full(error):
-        kind, message = "run", f"the disk is full: {error}"
-        remedy = "free some disk space, or choose a folder on another disk with -o; then run it again to go on"
+        kind, message = "disk", str(error)
     elif is_out_of_memory(error):
         kind, message = "memory", str(error).strip().splitlines()[0][:300] if str(error).strip() else "out of memory"
     else:

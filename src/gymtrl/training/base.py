@@ -1,0 +1,94 @@
+"""The model that is to be trained, before it is loaded: that its weights are whole, and that an adapter is its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gymtrl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def require_weights(base: str, config: PretrainedConfig) -> None:
+    """Checks that the weights of a model are there, whole, and of the shapes that its configuration tells.
+
+    Weights that are missing would be drawn at random, and only a log would say so. None of them is read: the model is
+    built on the meta device.
+
+    Args:
+        base (`str`): Folder or hub id.
+        config (`PretrainedConfig`): Its configuration. Weights in a quantized form, and those that code from the
+            model's own repository loads, are left to be checked by who loads them.
+
+    Raises:
+        UserError: Naming the first of what is missing.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    from gymtrl.training.worker import quiet
+
+    if getattr(config, "quantization_config", None) is not None or getattr(config, "auto_map", None):
+        return
+    named = (config.architectures or [""])[0]
+    architecture = getattr(transformers, named, transformers.AutoModelForCausalLM)
+    remedy = f"copy the model into {base} anew, or train another with --model"
+    try:
+        with quiet():
+            _, found = architecture.from_pretrained(
+                base, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights of {base} cannot be read: {error}", remedy=remedy) from error
+    if found["mismatched_keys"]:
+        name, saved, wanted = sorted(found["mismatched_keys"])[0]
+        raise UserError(
+            f"{base}: config.json does not belong to the weights: {name} is {list(saved)}, and by config.json it is "
+            f"{list(wanted)}",
+            remedy=remedy,
+        )
+    if found["missing_keys"]:
+        names = sorted(found["missing_keys"])
+        raise UserError(f"{base} lacks {len(names)} of its weights, such as {names[0]}", remedy=remedy)
+
+
+def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> None:
+    """Checks that an adapter was trained on this model.
+
+    Raises:
+        UserError: It is no LoRA adapter, names another model, or its weights fit no layer of this one.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    settings_file, weights_file = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    try:
+        own = json.loads(settings_file.read_text(encoding="utf-8"))
+        with safe_open(weights_file, "pt") as weights:
+            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{adapter} is no LoRA adapter: {error}", remedy="give the folder 'adapter' of a run that trained one"
+        ) from None
+    named = str(own.get("base_model_name_or_path") or "")
+    if Path(named).name != Path(base).name:
+        raise UserError(
+            f"the adapter {adapter} was trained on {named or 'a model that it does not name'}, not on {base}",
+            remedy=f"give --model {named}, or an adapter of {base}",
+        )
+    with torch.device("meta"):
+        layers = {n: weight.shape for n, weight in AutoModelForCausalLM.from_config(config).named_parameters()}
+    for name, shape in shapes.items():
+        layer, _, side = name.removeprefix("base_model.model.").partition(".lora_")
+        wide = layers.get(f"{layer}.weight")
+        fits = wide is not None and shape[side.startswith("A")] == wide[side.startswith("A")]
+        if side and not side.startswith("embedding") and not fits:
+            raise UserError(
+                f"the adapter {adapter} does not fit {base}: {layer} is {list(wide) if wide else 'not there'}, and the "
+                f"adapter's weight {shape}",
+                remedy=f"give the model that it was trained on ({named})",
+            )
