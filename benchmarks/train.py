@@ -27,28 +27,23 @@ trained tokens of the held-out rows, measured in the same way for all.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
 from corpus import source_digest, source_lines
-from read import compiled, machine, rounded
-from read_sides import Result, cpu_seconds
+from read import machine, rounded
+from read_sides import Result
+from train_runs import ENVIRONMENT, Run, answer, history, watched
 from train_sides import IGNORED
 
 if TYPE_CHECKING:
@@ -60,112 +55,13 @@ MOST_OVERHEAD, LEAST_TIMES, LOSS_WITHIN = 0.03, 2.0, 0.01
 LONGEST, SHORT = 1000, 160  # tokens
 BATCH, HELD = 8, 24  # rows
 OVERHEAD_BATCH, BF16_STEPS = 4, 3
-POLL_SECONDS = 0.02
 SIDES = Path(__file__).parent / "train_sides.py"
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONUNBUFFERED": "1",  # a step is noted when it is logged
-}
 LORA = {"r": 32, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 TRL_LORA = {
     **{"--use_peft": "True", "--lora_r": "32", "--lora_alpha": "32", "--lora_dropout": "0"},
     **{"--lora_target_modules": "all-linear", "--learning_rate": "2e-4", "--warmup_steps": "0.03"},
 }
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a run had used up when it logged a step: CPU and wall seconds, and tokens that it had trained on."""
-
-    step: int
-    tokens: int
-    cpu: float
-    wall: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished process.
-
-    Attributes:
-        marks (`list[Mark]`): One a step.
-        cpu, wall (`float`): Seconds of the whole process, with its children.
-        folder (`Path`): What it left.
-    """
-
-    marks: list[Mark]
-    cpu: float
-    wall: float
-    folder: Path = field(repr=False)
-
-    def between(self, first: int, last: int) -> Result:
-        """Rates of the steps after `first` up to `last`."""
-        begin, end = (next(mark for mark in self.marks if mark.step == step) for step in (first, last))
-        tokens, cpu, wall = end.tokens - begin.tokens, end.cpu - begin.cpu, end.wall - begin.wall
-        rates = {"tokens_per_cpu_s": tokens / cpu, "tokens_per_s": tokens / wall}
-        return {"steps": last - first, "tokens": tokens, "cpu_s": cpu, "wall_s": wall} | rates
-
-    def result(self) -> Result:
-        """Rates of all steps but the first, and the whole process."""
-        loop = self.between(self.marks[0].step, self.marks[-1].step)
-        return loop | {"whole": {"cpu_s": self.cpu, "wall_s": self.wall, "tokens": self.marks[-1].tokens}}
-
-
-def logged(text: str) -> Iterator[tuple[int, int]]:
-    """Step and tokens so far of every step in a log: lines of `metrics.jsonl`, or what transformers prints."""
-    step = 0
-    for line in text.splitlines():
-        line = line[line.find("{") :]  # a progress bar may stand before it
-        if '"loss"' in line and line.endswith("}"):
-            entry = json.loads(line)
-            yield entry["step"], entry["tokens"]
-        elif line.startswith("{'loss'") and line.endswith("}"):
-            step += 1
-            yield step, int(float(ast.literal_eval(line)["num_tokens"]))
-
-
-def watched(command: list[str], folder: Path, metrics: Path | None = None) -> Run:
-    """Runs a command that trains, and notes what it has used up whenever it has logged a step.
-
-    Args:
-        command (`list[str]`): Logs every step.
-        folder (`Path`): Emptied; its output is kept beside it.
-        metrics (`Path`, *optional*): Where it logs; its output unless given.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    log = folder.with_name(f"{folder.name}.log")
-    source = metrics or log
-    marks: list[Mark] = []
-    seen = 0
-    spent, start = cpu_seconds(children_only=True), time.perf_counter()
-    with log.open("wb") as stream:
-        child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=compiled() | ENVIRONMENT)
-    process = psutil.Process(child.pid)
-    while child.poll() is None:
-        time.sleep(POLL_SECONDS)
-        size = source.stat().st_size if source.is_file() else 0
-        if size > seen:
-            seen, now, wall = size, used(process), time.perf_counter() - start
-            steps = list(logged(source.read_text(errors="replace")))
-            marks += [Mark(step, tokens, now, wall) for step, tokens in steps[len(marks) :]]
-    wall, spent = time.perf_counter() - start, cpu_seconds(children_only=True) - spent
-    if child.returncode:
-        raise SystemExit(f"{folder.name} ended with status {child.returncode}: {log.read_text()[-2000:]}")
-    return Run(marks, spent, wall, folder)
-
-
-def used(process: psutil.Process) -> float:
-    """CPU seconds of a process and of its children."""
-    total = 0.0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            total += sum(one.cpu_times()[:4])  # its own and those of children that have ended, user and system
-        except psutil.NoSuchProcess:
-            continue
-    return total
 
 
 def build(site_packages: Path, model: str, folder: Path, rows: int) -> Result:
@@ -254,15 +150,6 @@ def agreement(model: str, folder: Path) -> Result:
     return dict(found)
 
 
-def answer(command: list[str], folder: Path) -> Any:
-    """What a script prints as its last line."""
-    with (folder / "answer.log").open("wb") as log:
-        child = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=compiled() | ENVIRONMENT)
-    if child.returncode:
-        raise SystemExit(f"{' '.join(command[1:3])}: {(folder / 'answer.log').read_text()[-2000:]}")
-    return json.loads(child.stdout.splitlines()[-1])
-
-
 def ours(dataset: Path, out: Path, *options: str) -> Run:
     """`gymtrl train sft`."""
     command = [sys.executable, "-m", "gymtrl", "train", "sft", str(dataset), "-o", str(out), *options]
@@ -314,17 +201,14 @@ def overhead(model: str, folder: Path, steps: int, rounds: int) -> Result:
         for name in runs:
             told(name, runs[name][-1].result())
     results = {name: [run.result() for run in side] for name, side in runs.items()}
-    state = max((folder / "overhead-plain" / "checkpoints").glob("*/trainer_state.json"), key=os.path.getmtime)
-    theirs = [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
-    lines = map(json.loads, (folder / "overhead-ours" / "metrics.jsonl").read_text().splitlines())
-    losses = zip([line["loss"] for line in lines if "loss" in line], theirs, strict=True)
+    losses = [[step["loss"] for step in history(folder / f"overhead-{name}")] for name in runs]
     medians = {
         name: {key: statistics.median(one[key] for one in side) for key in ("tokens_per_s", "tokens_per_cpu_s")}
         for name, side in results.items()
     }
     return {
         "plan": plan,
-        "largest_loss_difference": max(abs(one - other) for one, other in losses),
+        "largest_loss_difference": max(abs(one - other) for one, other in zip(*losses, strict=True)),
         "rounds": results,
         "medians": medians,
         "overhead": 1 - medians["ours"]["tokens_per_s"] / medians["plain"]["tokens_per_s"],
