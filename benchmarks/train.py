@@ -15,8 +15,9 @@ steps. `overhead` is the share of the script's tokens a second that is missing, 
 `defaults`: `gymtrl train` against `trl sft`, both by their defaults but for the effective batch, which is TRL's 8, one
 epoch, and `bf16` off. Ours trains an adapter, theirs every weight; so `trl_lora` is told our method, learning rate and
 warm-up, and `ours_full` theirs. What is left between `ours` and `trl_lora`, and between `ours_full` and `trl`, is how
-rows are put into micro-batches, and gradient checkpointing. `trl_bf16` has TRL's defaults untouched; of it few steps
-are run, and compared with the same steps, which hold the same rows, of `trl`.
+rows are put into micro-batches, gradient checkpointing, and the checkpoints that ours writes, as always ten in a run or
+one a step. `trl_bf16` has TRL's defaults untouched; of it two steps are run, and the second is compared with the same
+step, which holds the same rows, of `trl`.
 
 Every run is a process of its own. While it trains, its log is watched, and CPU and wall time of the process with its
 children are noted as each step is logged: rates are those of the steps after the first, `whole` is the process with
@@ -53,8 +54,8 @@ if TYPE_CHECKING:
 
 MOST_OVERHEAD, LEAST_TIMES, LOSS_WITHIN = 0.03, 2.0, 0.01
 LONGEST, SHORT = 1000, 160  # tokens
-BATCH, HELD = 8, 24  # rows
-OVERHEAD_BATCH, BF16_STEPS = 4, 3
+BATCH, HELD = 8, 16  # rows
+OVERHEAD_BATCH, BF16_STEPS = 4, 2
 SIDES = Path(__file__).parent / "train_sides.py"
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
 LORA = {"r": 32, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -217,7 +218,7 @@ def overhead(model: str, folder: Path, steps: int, rounds: int) -> Result:
     }
 
 
-def defaults(model: str, folder: Path, *, full: bool) -> Result:
+def defaults(model: str, folder: Path) -> Result:
     """Ours and `trl sft` on the same conversations."""
     chats, dataset = folder / "chats-train", folder / "train"
     epoch, off = ("--num_train_epochs", "1"), ("--bf16", "False")
@@ -225,9 +226,8 @@ def defaults(model: str, folder: Path, *, full: bool) -> Result:
     runs = {"ours": ours(dataset, folder / "ours", *asked)}
     runs["trl"] = trl(model, chats, folder / "trl", *epoch, *off)
     runs["trl_lora"] = trl(model, chats, folder / "trl_lora", *epoch, *off, *chain(*TRL_LORA.items()))
-    if full:
-        options = ("--method", "full", "--learning-rate", "2e-5", "--warmup-ratio", "0")
-        runs["ours_full"] = ours(dataset, folder / "ours_full", *asked, *options)
+    options = ("--method", "full", "--learning-rate", "2e-5", "--warmup-ratio", "0")
+    runs["ours_full"] = ours(dataset, folder / "ours_full", *asked, *options)
     found = {"base": {"eval_loss": eval_loss(model, "", folder)}}
     for name, run in runs.items():
         adapter = (run.folder / "adapter_config.json").is_file()
@@ -257,7 +257,6 @@ def compared(found: dict[str, Result]) -> dict[str, Result]:
             "eval_loss_more": found[one]["eval_loss"] / found[other]["eval_loss"] - 1,
         }
         for one, other in pairs
-        if one in found and other in found
     }
 
 
@@ -279,11 +278,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("site_packages", type=Path, help="folder below which nemo-gym is installed")
     parser.add_argument("model", help="folder of the model, such as SmolLM2-135M-Instruct")
-    parser.add_argument("--steps", type=int, default=10, help="steps of the comparison with trl sft (default: 10)")
+    parser.add_argument("--steps", type=int, default=6, help="of the comparison with trl sft (default: 6)")
     parser.add_argument("--rounds", type=int, default=3, help="of the overhead (default: 3)")
-    parser.add_argument("--overhead-steps", type=int, default=30, help="steps of each of its runs (default: 30)")
+    parser.add_argument("--overhead-steps", type=int, default=20, help="of each of its runs (default: 20)")
     parser.add_argument("--only", choices=("overhead", "defaults"), help="one part; written with --out")
-    parser.add_argument("--full", action="store_true", help="every weight by our other defaults too")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "gymtrl-benchmark-train")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/train.json")
     options = parser.parse_args()
@@ -304,7 +302,7 @@ def main() -> None:
         print(f"overhead {result['overhead']['overhead']:.2%}, of CPU time "
               f"{result['overhead']['overhead_of_cpu_time']:.2%}", flush=True)  # fmt: skip
     if options.only != "overhead":
-        result["defaults"] = defaults(model, folder, full=options.full)
+        result["defaults"] = defaults(model, folder)
         for name, figures in result["defaults"]["compared"].items():
             print(f"{name:<28}{figures['times_tokens_per_cpu_s']:.2f} times the tokens a CPU second, "
                   f"{figures['times_tokens_per_s']:.2f} a second, loss {figures['eval_loss_more']:+.2%}")  # fmt: skip
