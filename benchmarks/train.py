@@ -4,9 +4,10 @@ Run as: python benchmarks/train.py SITE_PACKAGES MODEL [--steps N] [--rounds N] 
 
 SITE_PACKAGES is the folder below which nemo-gym is installed. The conversations are those of the rollouts that it ships
 which have one answer, no tools and at most 1,000 tokens, each once: TRL's `max_length` of 1,024 cuts none, and both
-sides train the answers alone. A part of them, which shares no prompt with the rest, is held out. `gymtrl train` reads
+sides train the answers alone. Some of them, which share no prompt with the rest, are held out. `gymtrl train` reads
 them as `format sft` wrote them, `trl sft` as prompt and completion; `agreement` compares the ids and labels that both
-are trained on. TRL trains the line break after a turn too, which the policy never wrote: nothing else may differ.
+are trained on. TRL trains the line break after a turn too, which the policy never wrote, and may cut the text where an
+answer begins into other tokens; nothing else may differ.
 
 `overhead`: `gymtrl train` and the script (`train_sides.py: plain`) build the same trainer with the same settings, on
 short rows, where a step is short and what is done once a step weighs most. Both write a checkpoint after the same
@@ -16,8 +17,9 @@ steps. `overhead` is the share of the script's tokens a second that is missing, 
 epoch, and `bf16` off. Ours trains an adapter, theirs every weight; so `trl_lora` is told our method, learning rate and
 warm-up, and `ours_full` theirs. What is left between `ours` and `trl_lora`, and between `ours_full` and `trl`, is how
 rows are put into micro-batches, gradient checkpointing, and the checkpoints that ours writes, as always ten in a run or
-one a step. `trl_bf16` has TRL's defaults untouched; of it two steps are run, and the second is compared with the same
-step, which holds the same rows, of `trl`.
+one a step. `trl_bf16` has TRL's defaults untouched but for `use_cpu`, without which transformers refuses bf16 where
+there is no GPU; of it two steps are run, and the second is compared with the same step, which holds the same rows, of
+`trl`.
 
 Every run is a process of its own. While it trains, its log is watched, and CPU and wall time of the process with its
 children are noted as each step is logged: rates are those of the steps after the first, `whole` is the process with
@@ -235,7 +237,7 @@ def defaults(model: str, folder: Path) -> Result:
         named = (model, str(run.folder)) if adapter else (str(trained), "")
         found[name] = run.result() | {"eval_loss": eval_loss(*named, folder)}
         told(name, found[name])
-    bf16 = trl(model, chats, folder / "trl_bf16", "--max_steps", str(BF16_STEPS))
+    bf16 = trl(model, chats, folder / "trl_bf16", "--max_steps", str(BF16_STEPS), "--use_cpu", "True")
     found["trl_bf16"] = bf16.between(1, BF16_STEPS)
     same = runs["trl"].between(1, BF16_STEPS)
     told("trl_bf16", found["trl_bf16"])
