@@ -6,6 +6,7 @@
 # make benchmark      speed of the endpoint against plain generate
 # make benchmark-read speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
 # make benchmark-format speed of making token ids and masks against plain scripts and TRL (needs Gym: gymtrl gym setup)
+# make benchmark-train speed of training against a plain script and against trl sft (needs Gym: gymtrl gym setup)
 # make check-vllm   what training leaves, served by vLLM's CPU build: the same answers as from transformers
 # make benchmark-plan predicted memory of training runs against what TRL's trainers take
 # make clean          removes the environments, Gym, the model and the demo's runs
@@ -21,7 +22,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-plan check-vllm clean
+.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-plan benchmark-train check-vllm clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -74,6 +75,10 @@ check-vllm: setup .venv-vllm/.ready
 	$(BIN)/python checks/vllm_answers.py $(SMALL_MODEL) --vllm .venv-vllm/bin/vllm
 benchmark-plan: setup
 	$(BIN)/python benchmarks/plan.py
+
+benchmark-train: setup
+	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
+	$(BIN)/python benchmarks/train.py $(GYMTRL_HOME)/gym/env $(SMALL_MODEL)
 
 clean:
 	rm -rf .venv-* .gymtrl runs/demo-*
