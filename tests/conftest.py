@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -34,7 +37,8 @@ def smollm2_tools_dir() -> Path:
 @pytest.fixture(scope="session")
 def gym_installation() -> GymInstallation:
     """The real NeMo Gym with the packages of reasoning_gym."""
-    return setup_gym(GymSetupSettings(servers=["reasoning_gym"]), say=lambda line: None)
+    with _one_process_at_a_time():
+        return setup_gym(GymSetupSettings(servers=["reasoning_gym"]), say=lambda line: None)
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +57,12 @@ def _smollm2(name: str, template: str) -> Path:
     from gymtrl.models.smollm2 import make_smollm2
 
     folder = gymtrl_home() / "models" / name
-    return folder if folder.exists() else make_smollm2(folder, template=template)  # type: ignore[arg-type]
+    with _one_process_at_a_time():
+        return folder if folder.exists() else make_smollm2(folder, template=template)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    gymtrl_home().mkdir(parents=True, exist_ok=True)
+    with FileLock(gymtrl_home() / "tests.lock"):
+        yield

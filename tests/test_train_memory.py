@@ -79,7 +79,7 @@ def hook(folder: Path, code: str, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("PYTHONPATH", str(folder), prepend=":")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_limit_on_address_space(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {}
     for micro in (2, 8):

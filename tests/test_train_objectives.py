@@ -111,8 +111,19 @@ def plain_grpo(dataset: Path, model: Path, options: dict[str, Any], peft: Any) -
 PLAIN: dict[str, Callable[..., Any]] = {"sft": plain_sft, "dpo": plain_dpo, "kto": plain_kto, "grpo": plain_grpo}
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "grpo"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("sft", "lora"),
+        ("dpo", "full"),
+        ("kto", "lora"),
+        ("grpo", "full"),
+        *(
+            pytest.param(name, method, marks=pytest.mark.long)
+            for name, method in (("sft", "full"), ("dpo", "lora"), ("kto", "full"), ("grpo", "lora"))
+        ),
+    ],
+)
 def test_loss_and_weights_equal_those_of_a_plain_script(
     name: str, method: str, datasets: dict[str, Path], model: Path, tmp_path: Path
 ) -> None:

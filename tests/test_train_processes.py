@@ -21,7 +21,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "engine"), [("lora", "ddp"), ("full", "ddp"), ("full", "fsdp2")])
+@pytest.mark.parametrize(
+    ("method", "engine"), [("lora", "ddp"), pytest.param("full", "ddp", marks=pytest.mark.long), ("full", "fsdp2")]
+)
 def test_two_processes_end_as_one(method: str, engine: str, dataset: Path, tmp_path: Path) -> None:
     runs = {}
     for count in (1, 2):

@@ -151,7 +151,7 @@ def test_loss_is_a_mean_over_the_loss_tokens_whatever_the_accumulation(base: Pat
         total += float(torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum"))
         count += int((labels[0, 1:] != -100).sum())
     runs = []
-    for micro in (1, 4, ROWS):
+    for micro in (1, ROWS):
         chosen = settings(effective_batch=ROWS, micro_batch=micro, max_steps=2, learning_rate=0.01, warmup_ratio=0)
         train(base / "dataset", tmp_path / f"micro{micro}", chosen)
         runs.append(steps(tmp_path / f"micro{micro}"))
@@ -170,7 +170,7 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), TrainSftSettings.model_validate_json
 """
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.long), "full"])
 def test_killed_run_continues_to_the_same_result(base: Path, tmp_path: Path, method: str) -> None:
     from safetensors.torch import load_file
 
@@ -207,7 +207,7 @@ if sys.orig_argv[1:3] == ["-m", "gymtrl.training.worker"]:
 """
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.long)])
 def test_run_that_ends_while_it_is_exported_takes_no_further_step(
     base: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,11 +294,11 @@ def test_torn_checkpoints_are_passed_over(tmp_path: Path) -> None:
 
 def test_seed_changes_the_order_of_the_rows(base: Path, tmp_path: Path) -> None:
     orders = []
-    for seed in (0, 0, 7):
+    for seed in (0, 7):
         run = tmp_path / f"run{len(orders)}"
         train(base / "dataset", run, settings(seed=seed, effective_batch=2, max_steps=3, learning_rate=1e-9))
         orders.append([line["tokens"] for line in steps(run)])
-    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] != orders[1]
 
 
 def test_mistakes_are_told_before_a_model_is_loaded(base: Path, tmp_path: Path) -> None:

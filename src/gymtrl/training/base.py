@@ -92,3 +92,8 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> N
                 f"adapter's weight {shape}",
                 remedy=f"give the model that it was trained on ({named})",
             )
+
+
+def adapter_rank(adapter: Path) -> int:
+    """Reads the rank of an adapter from its folder."""
+    return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])

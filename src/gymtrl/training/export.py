@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,11 +51,6 @@ def vllm_rank(rank: int) -> int:
     vLLM's own default is 16, and it refuses an adapter above that.
     """
     return next((known for known in _VLLM_RANKS if known >= rank), rank)
-
-
-def adapter_rank(adapter: Path) -> int:
-    """Reads the rank of an adapter from its folder."""
-    return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
 
 
 def export_model(checkpoint: Path, out: Path, base: str, *, lora: bool, trust_remote_code: bool = False) -> None:

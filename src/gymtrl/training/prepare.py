@@ -13,7 +13,7 @@ from gymtrl.doctor.finding import Finding
 from gymtrl.doctor.run import DataFacts
 from gymtrl.errors import UserError
 from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder
-from gymtrl.training.base import require_own_adapter, require_weights
+from gymtrl.training.base import adapter_rank, require_own_adapter, require_weights
 from gymtrl.training.calibrate import calibrate
 from gymtrl.training.data import TrainingData, dataset_manifest, read_dataset
 from gymtrl.training.job import Job
@@ -41,6 +41,7 @@ class Prepared:
         base (`str`): Folder or hub id of the model.
         config (`PretrainedConfig`): Its configuration.
         shape (`ModelShape`): Counts of the model.
+        rank (`int`, *optional*): Of the adapter; `None` where every weight is trained.
         planned (`Planned`): By which numbers it trains, and what they rest on.
         facts (`DataFacts`): Of the training rows, for the rules of `doctor`.
         findings (`tuple[Finding, ...]`): What the rules say before training; none of them an error.
@@ -51,6 +52,7 @@ class Prepared:
     base: str
     config: PretrainedConfig
     shape: ModelShape
+    rank: int | None
     planned: Planned
     facts: DataFacts
     findings: tuple[Finding, ...]
@@ -78,6 +80,7 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
     _require_same_tokens(data, base, load_tokenizer(base, trust_remote_code=trust), config)
     if settings.adapter is not None:
         require_own_adapter(Path(settings.adapter), base, config)
+        settings = settings.model_copy(update={"lora_r": adapter_rank(Path(settings.adapter))})
 
     shape = model_shape(config)
     planned = plan(
@@ -90,7 +93,8 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
     for finding in findings:
         if finding.severity == "error":
             raise UserError(f"{finding.title}: {finding.evidence}; {finding.cause}", remedy=finding.remedy)
-    return Prepared(objective, data, base, config, shape, planned, facts, tuple(findings))
+    rank = None if resolved.method == "full" else settings.lora_r
+    return Prepared(objective, data, base, config, shape, rank, planned, facts, tuple(findings))
 
 
 def launch_of(settings: TrainSettings, resolved: Plan) -> Launch:

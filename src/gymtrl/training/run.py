@@ -15,7 +15,7 @@ from gymtrl.doctor.diagnose import diagnose
 from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings, write_findings
 from gymtrl.doctor.run import DataFacts
 from gymtrl.models.fingerprint import tokenizer_bytes
-from gymtrl.training.base import require_weights
+from gymtrl.training.base import adapter_rank, require_weights
 from gymtrl.training.job import CHECKPOINTS, FINDINGS, LOCK, METRICS, RESULT, Change, Job, read_changes, read_outcome
 from gymtrl.training.plan import Plan
 from gymtrl.training.prepare import Prepared, job_of, launch_of, prepare, train_inputs
@@ -87,7 +87,7 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
     launch = launch_of(settings, plan)
     sizes = sizes_of(
         ready.shape,
-        rank=settings.lora_r if lora else None,
+        rank=ready.rank,
         divided=settings.engine != "ddp" and plan.processes > 1,
         tokenizer=tokenizer_bytes(ready.base),
     )
@@ -101,7 +101,7 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
 
 
 def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Change]) -> TrainResult:
-    from gymtrl.training.export import adapter_rank, write_card
+    from gymtrl.training.export import write_card
 
     resolved = changes[-1].plan if changes else job.plan
     outcome = read_outcome(draft.path)
