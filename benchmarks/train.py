@@ -14,10 +14,10 @@ short rows, where a step is short and what is done once a step weighs most. Both
 steps. `overhead` is the share of the script's tokens a second that is missing, over the steps of all rounds.
 
 `defaults`: `gymtrl train` against `trl sft`, both by their defaults but for the effective batch, which is TRL's 8, one
-epoch, and `bf16` off. Ours trains an adapter, theirs every weight; so `trl_lora` is told our method, learning rate and
-warm-up, and `ours_full` theirs. What is left between `ours` and `trl_lora`, and between `ours_full` and `trl`, is how
-rows are put into micro-batches, gradient checkpointing, and the checkpoints that ours writes, as always ten in a run or
-one a step. `trl_bf16` has TRL's defaults untouched but for `use_cpu`, without which transformers refuses bf16 where
+epoch, and `bf16` off. Ours trains an adapter, theirs every weight; so `trl_lora` is told our method and learning rate,
+and `ours_full` theirs: the loss must be equal within these pairs. What is left between `ours` and `trl_lora`, and
+between `ours_full` and `trl`, is how rows are put into micro-batches, gradient checkpointing, and the checkpoints that
+ours writes, as always ten in a run or one a step. `trl_bf16` has TRL's defaults untouched but for `use_cpu`, without which transformers refuses bf16 where
 there is no GPU; of it two steps are run, and the second is compared with the same step, which holds the same rows, of
 `trl`.
 
@@ -58,12 +58,13 @@ MOST_OVERHEAD, LEAST_TIMES, LOSS_WITHIN = 0.03, 2.0, 0.01
 LONGEST, SHORT = 1000, 160  # tokens
 BATCH, HELD = 8, 16  # rows
 OVERHEAD_BATCH, BF16_STEPS = 4, 2
+ALIKE = ("ours_to_trl_lora", "ours_full_to_trl")  # which train the same weights at the same learning rate
 SIDES = Path(__file__).parent / "train_sides.py"
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
 LORA = {"r": 32, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 TRL_LORA = {
     **{"--use_peft": "True", "--lora_r": "32", "--lora_alpha": "32", "--lora_dropout": "0"},
-    **{"--lora_target_modules": "all-linear", "--learning_rate": "2e-4", "--warmup_steps": "0.03"},
+    **{"--lora_target_modules": "all-linear", "--learning_rate": "2e-4"},
 }
 
 
@@ -176,7 +177,7 @@ def plain(model: str, dataset: Path, out: Path, plan: Result) -> Run:
         "gradient_accumulation_steps": plan["accumulation"],
         "max_steps": plan["steps"],
         "learning_rate": plan["learning_rate"],
-        "warmup_steps": 0.03,
+        "warmup_steps": 0,  # as ours in so few steps
         "gradient_checkpointing": plan["gradient_checkpointing"],
         "train_sampling_strategy": "batch_rebalance",
         "save_steps": plan["save_steps"],
@@ -325,10 +326,10 @@ def missed(result: Result) -> list[str]:
     if "overhead" in result and result["overhead"]["overhead"] >= MOST_OVERHEAD:
         failed.append(f"the overhead is not below {MOST_OVERHEAD:.0%}")
     for name, figures in result.get("defaults", {}).get("compared", {}).items():
-        if name not in ("ours_to_trl", "ours_to_trl_lora"):
-            continue
-        if figures["times_tokens_per_cpu_s"] < LEAST_TIMES or figures["eval_loss_more"] > LOSS_WITHIN:
-            failed.append(f"{name}: not {LEAST_TIMES} times the tokens a CPU second at an equal loss")
+        if figures["times_tokens_per_cpu_s"] < LEAST_TIMES:
+            failed.append(f"{name}: not {LEAST_TIMES} times the tokens a CPU second")
+        if name in ALIKE and abs(figures["eval_loss_more"]) > LOSS_WITHIN:
+            failed.append(f"{name}: the evaluation loss is not equal")
     return failed
 
 
