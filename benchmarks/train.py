@@ -17,9 +17,9 @@ steps. `overhead` is the share of the script's tokens a second that is missing, 
 epoch, and `bf16` off. Ours trains an adapter, theirs every weight; so `trl_lora` is told our method and learning rate,
 and `ours_full` theirs: the loss must be equal within these pairs. What is left between `ours` and `trl_lora`, and
 between `ours_full` and `trl`, is how rows are put into micro-batches, gradient checkpointing, and the checkpoints that
-ours writes, as always ten in a run or one a step. `trl_bf16` has TRL's defaults untouched but for `use_cpu`, without which transformers refuses bf16 where
-there is no GPU; of it two steps are run, and the second is compared with the same step, which holds the same rows, of
-`trl`.
+ours writes, as always ten in a run or one a step. `trl_bf16` has TRL's defaults untouched but for `use_cpu`, without
+which transformers refuses bf16 where there is no GPU; of it two steps are run, and the second is compared with the same
+step, which holds the same rows, of `trl`.
 
 Every run is a process of its own. While it trains, its log is watched, and CPU and wall time of the process with its
 children are noted as each step is logged: rates are those of the steps after the first, `whole` is the process with
