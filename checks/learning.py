@@ -3,17 +3,19 @@
 Run as: python checks/learning.py MODEL [--work runs/learning] [--out checks/results/learning.json]
 
 From tasks to numbers: questions of reasoning_gym whose answer is Yes or No, as often the one as the other; four
-rollouts of each, by the model that is trained, in the real Gym; `filter`, which holds out six tenths of the noun triples;
-`format` and `train` for SFT, DPO, KTO and GRPO on recorded groups. For each held-out question, the log-probability of
-the right answer with its end less that of the wrong one, before and after. Both answers are well-formed and have two
-tokens, and as many right ones are Yes as No: neither format, length nor a liking for one word raises the mean.
+rollouts of each, by the model that is trained, in the real Gym; `filter`, which holds out six tenths of the noun
+triples; `format` and `train` for SFT, DPO, KTO and GRPO on recorded groups. For each held-out question, the
+log-probability of the right answer with its end less that of the wrong one, before and after. Both answers are
+well-formed and have two tokens, and as many right ones are Yes as No: neither format, length nor a liking for one word
+raises the mean.
 
 Each objective is trained once more, with the same settings, on the same rows rearranged so that they say nothing:
 
 - SFT: completions exchanged between tasks, none keeps its own; Yes follows questions of both kinds equally often;
 - DPO: the sides of every other pair exchanged, within each right answer and rejected completion;
 - KTO: labels dealt so that, within each right answer and completion, the same share is good;
-- GRPO: rewards dealt anew within each group, such that right and wrong completions earn the same on the whole.
+- GRPO: rewards dealt anew within each group, such that the advantages of each right answer and completion sum to about
+  zero.
 
 Held is: the interval of the mean difference, that of `gymtrl compare` over clusters, lies above zero for the four
 trainings, and includes zero for the four controls. Ends with status 1 otherwise. A run that was interrupted goes on
@@ -26,6 +28,7 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -263,23 +266,29 @@ def dealt_labels(columns: Columns, answers: list[str], rng: random.Random) -> Co
 def dealt_rewards(columns: Columns, answers: list[str], rng: random.Random) -> Columns:
     """GRPO: the rewards of each group in another order.
 
-    Of all orders that is taken which brings the covariance of the new rewards with the old, summed over the groups so
-    far with the same right answer, nearest to zero.
+    Of all orders that is taken which brings the advantages, summed over the groups so far for each right answer and
+    completion, nearest to zero.
     """
-    old, new = columns["reward"], list(columns["reward"])
-    total = dict.fromkeys(ANSWERS, 0.0)
+    new = list(columns["reward"])
+    cells = list(zip(answers, map(str, columns["completion_ids"]), strict=True))
+    totals = dict.fromkeys(cells, 0.0)
     groups = list(dict.fromkeys(columns["group"]))
     for group in rng.sample(groups, len(groups)):
         rows = _where(columns["group"], group)
-        rewards, answer = [old[row] for row in rows], answers[rows[0]]
-        centred = [reward - mean(rewards) for reward in rewards]
+        rewards = [new[row] for row in rows]
         orders = list(itertools.permutations(rewards))
         rng.shuffle(orders)
-        sums = [sum(a * b for a, b in zip(order, centred, strict=True)) for order in orders]
-        best = min(range(len(orders)), key=lambda at: abs(total[answer] + sums[at]))
-        total[answer] += sums[best]
-        for row, reward in zip(rows, orders[best], strict=True):
-            new[row] = reward
+        best, least = totals, math.inf
+        for order in orders:
+            summed = dict(totals)
+            for row, reward in zip(rows, order, strict=True):
+                summed[cells[row]] += reward - mean(rewards)
+            away = sum(map(abs, summed.values()))
+            if away < least:
+                best, least = summed, away
+                for row, reward in zip(rows, order, strict=True):
+                    new[row] = reward
+        totals = best
     return {"reward": new}
 
 
@@ -313,7 +322,6 @@ def held_out(model: Path, work: Path) -> list[HeldOut]:
     return found
 
 
-@torch.inference_mode()
 def preferences(model: Path, questions: list[HeldOut], path: Path) -> list[float]:
     """For each question the log-probability of Yes and its end less that of No and its end, kept in `path`."""
     if path.exists():
@@ -321,19 +329,23 @@ def preferences(model: Path, questions: list[HeldOut], path: Path) -> list[float
         return kept
     tokenizer = AutoTokenizer.from_pretrained(model)
     endings = [tokenizer(answer + tokenizer.eos_token)["input_ids"] for answer in ANSWERS]
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    found = []
-    for question in questions:
-        prompt = loaded(torch.tensor([question.prompt_ids]), use_cache=True, logits_to_keep=1)
-        first = prompt.logits[0].log_softmax(-1)
-        sums = []
-        for ids in endings:
-            cache = copy.deepcopy(prompt.past_key_values)
-            rest = loaded(torch.tensor([ids[:-1]]), past_key_values=cache).logits[0].log_softmax(-1)
-            sums.append(torch.cat([first, rest]).gather(-1, torch.tensor(ids)[:, None]).sum().item())
-        found.append(sums[0] - sums[1])
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        sums = [_log_probs(loaded, question.prompt_ids, endings) for question in questions]
+    found = [yes - no for yes, no in sums]
     path.write_text(json.dumps(found))
     return found
+
+
+def _log_probs(model: Any, prompt_ids: list[int], endings: list[list[int]]) -> list[float]:
+    """Summed log-probabilities of each ending; the prompt is computed once."""
+    prompt = model(torch.tensor([prompt_ids]), use_cache=True, logits_to_keep=1)
+    first, sums = prompt.logits[0].log_softmax(-1), []
+    for ids in endings:
+        cache = copy.deepcopy(prompt.past_key_values)
+        rest = model(torch.tensor([ids[:-1]]), past_key_values=cache).logits[0].log_softmax(-1)
+        sums.append(torch.cat([first, rest]).gather(-1, torch.tensor(ids)[:, None]).sum().item())
+    return sums
 
 
 def outcome(model: Path, work: Path, questions: list[HeldOut], objective: str, data: str) -> Outcome:
