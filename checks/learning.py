@@ -44,6 +44,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from learning_controls import ANSWERS, CONTROLS, Columns
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,7 +72,6 @@ from gymtrl.comparison.estimate import MeanEstimate, cluster_mean
 from gymtrl.gym.install import require_installation
 from gymtrl.training.settings import TrainSettings
 from gymtrl.workspace.artefact import read_manifest
-from learning_controls import ANSWERS, CONTROLS, Columns
 
 AGENT = "reasoning_gym_simple_agent"
 TASKS_AN_ANSWER = 50
