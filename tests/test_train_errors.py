@@ -235,7 +235,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.long), "full"])
 def test_a_disk_that_fills_while_it_trains(method: str, made: Path, tmp_path: Path, small_disk: Path) -> None:
     out = small_disk / "run"
     options = {"method": method, "max_steps": 60, "save_steps": 3, "learning_rate": 0.01}
@@ -280,7 +280,10 @@ def test_a_disk_that_is_too_small_is_told_before_training(made: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "engine"), [("lora", "ddp"), ("full", "ddp"), ("full", "fsdp2")])
+@pytest.mark.parametrize(
+    ("method", "engine"),
+    [*(pytest.param(method, "ddp", marks=pytest.mark.long) for method in ("lora", "full")), ("full", "fsdp2")],
+)
 def test_the_space_that_is_asked_for_is_what_a_run_takes(
     method: str, engine: str, made: Path, tmp_path: Path, smollm2_dir: Path
 ) -> None:

@@ -170,7 +170,8 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), TrainSftSettings.model_validate_json
 """
 
 
-@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.long), "full"])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_killed_run_continues_to_the_same_result(base: Path, tmp_path: Path, method: str) -> None:
     from safetensors.torch import load_file
 
@@ -383,6 +384,7 @@ def test_space_is_asked_for_before_training(tmp_path: Path) -> None:
     assert "another disk" in (caught.value.remedy or "")
 
 
+@pytest.mark.long
 def test_full_disk_while_saving_is_told_and_leaves_no_half_folder(base: Path, tmp_path: Path) -> None:
     # A limit on the size of files fails the same write calls as a full disk, with no need for a disk to fill.
     child = """
