@@ -3,7 +3,7 @@
 Run as: python checks/learning.py MODEL [--work runs/learning] [--out checks/results/learning.json]
 
 From tasks to numbers: questions of reasoning_gym whose answer is Yes or No, as often the one as the other; four
-rollouts of each, by the model that is trained, in the real Gym; `filter`, which holds out six tenths of the noun
+rollouts of each, by the model that is trained, in the real Gym; `filter`, which holds out four tenths of the noun
 triples; `format` and `train` for SFT, DPO, KTO and GRPO on recorded groups. For each held-out question, the
 log-probability of the right answer with its end less that of the wrong one, before and after. Both answers are
 well-formed and have two tokens, and as many right ones are Yes as No: neither format, length nor a liking for one word
@@ -74,7 +74,7 @@ from gymtrl.training.settings import TrainSettings
 from gymtrl.workspace.artefact import read_manifest
 
 AGENT = "reasoning_gym_simple_agent"
-TASKS_AN_ANSWER = 50
+TASKS_AN_ANSWER = 110
 WORKED_TURN = (
     {
         "role": "user",
@@ -87,12 +87,12 @@ WORKED_TURN = (
 to questions of both kinds, and hardly anything else."""
 
 COLLECT = CollectSettings(repeats=4, temperature=1.0, top_p=1.0, max_output_tokens=8, seed=0)
-FILTER = FilterSettings(reward_threshold=1.0, cluster="metadata.twin", validation=0.6, split_salt="learning")
+FILTER = FilterSettings(reward_threshold=1.0, cluster="metadata.twin", validation=0.4, split_salt="learning")
 SETTINGS: dict[str, TrainSettings] = {
     "sft": TrainSftSettings(),
-    "dpo": TrainDpoSettings(learning_rate=5e-4, effective_batch=4),
-    "kto": TrainKtoSettings(learning_rate=1e-4, epochs=2, effective_batch=8),
-    "grpo": TrainGrpoSettings(learning_rate=5e-5, effective_batch=8),
+    "dpo": TrainDpoSettings(learning_rate=2e-4, effective_batch=4),
+    "kto": TrainKtoSettings(learning_rate=2e-4, effective_batch=8),
+    "grpo": TrainGrpoSettings(learning_rate=1e-4, effective_batch=8),
 }
 CONTROL_SEED = 0
 
