@@ -55,7 +55,7 @@ DPO = Objective(
     config=_config,
     trainer=_trainer,
     options=_options,
-    reference=True,
+    free_micro=False,
     own_options={"beta": "beta", "loss_type": "loss_type", "loss_weights": "loss_weights"},
     fixed_options=("padding_free",),
 )

@@ -46,6 +46,7 @@ GRPO = Objective(
     trainer_name="GRPOTrainer",
     settings=TrainGrpoSettings,
     sequences=(Sequence(("prompt_ids", "completion_ids"), "completion_mask"),),
+    offloads=False,
     more_columns=("log_probs", "reward", "group"),
     defaults=Defaults(
         lora_rate=5e-6,

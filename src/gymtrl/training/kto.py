@@ -59,7 +59,6 @@ KTO = Objective(
     config=_config,
     trainer=_trainer,
     options=_options,
-    reference=True,
     least_micro=4,
     free_micro=False,
     own_options={

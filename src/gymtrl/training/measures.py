@@ -12,8 +12,8 @@ def next_measure(plan: Plan, objective: Objective) -> tuple[Plan, str] | None:
     """The next thing to try, which leaves the rows of every step and their loss as they are.
 
     First the micro-batch is halved and the accumulation doubled; then activations are computed again in place of kept;
-    then, on a GPU, they wait in main memory. Where the loss depends on the micro-batch, as KTO's does through the rows
-    that are paired in it, that comes last.
+    then, on a GPU, they wait in main memory. Where the loss depends on the micro-batch, that comes last: KTO's does
+    through the rows that are paired in it, and TRL's `sft` term of DPO is a mean over the tokens of a micro-batch.
 
     Args:
         plan (`Plan`): With which memory ran out.
@@ -47,6 +47,6 @@ def _checkpointing(plan: Plan, objective: Objective) -> tuple[Plan, str] | None:
 
 
 def _offload(plan: Plan, objective: Objective) -> tuple[Plan, str] | None:
-    if plan.offload or not plan.cuda or objective.name == "grpo":
+    if plan.offload or not plan.cuda or not objective.offloads:
         return None
     return replace(plan, offload=True), "activations wait in main memory"

@@ -88,9 +88,9 @@ class Objective:
         sequences (`tuple[Sequence, ...]`): What each row gives the model.
         more_columns (`tuple[str, ...]`): Further columns that training takes.
         defaults (`Defaults`): What is filled in.
-        reference (`bool`): Full training holds a second, frozen model.
         least_micro (`int`): Fewest rows at once; TRL's KTO pairs rows within a micro-batch.
         free_micro (`bool`): The loss does not depend on how an effective batch is divided.
+        offloads (`bool`): TRL's trainer can let activations wait in main memory.
         config (`Callable`): Returns TRL's configuration class.
         trainer (`Callable`): Makes the trainer of its parts.
         settings (`type[TrainSettings]`): Of the verb.
@@ -109,9 +109,9 @@ class Objective:
     trainer: Callable[[Parts], Trainer]
     options: Callable[[Any, TrainingData], dict[str, Any]]
     more_columns: tuple[str, ...] = ()
-    reference: bool = False
     least_micro: int = 1
     free_micro: bool = True
+    offloads: bool = True
     own_options: dict[str, str] = field(default_factory=dict)
     fixed_options: tuple[str, ...] = ()
 
