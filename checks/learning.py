@@ -91,7 +91,7 @@ FILTER = FilterSettings(reward_threshold=1.0, cluster="metadata.twin", validatio
 SETTINGS: dict[str, TrainSettings] = {
     "sft": TrainSftSettings(),
     "dpo": TrainDpoSettings(learning_rate=2e-4, effective_batch=4),
-    "kto": TrainKtoSettings(learning_rate=2e-4, effective_batch=8),
+    "kto": TrainKtoSettings(learning_rate=2e-4, epochs=3, effective_batch=8),
     "grpo": TrainGrpoSettings(learning_rate=1e-4, effective_batch=8),
 }
 CONTROL_SEED = 0
