@@ -10,7 +10,6 @@ import shutil
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from gymtrl.training.objective import Objective, Parts
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import trl_config
 from gymtrl.training.progress import is_first_process, peak_memory
+from gymtrl.training.quiet import quiet as quiet
 from gymtrl.training.settings import TrainSettings
 from gymtrl.workspace.artefact import is_disk_full
 
@@ -305,21 +305,6 @@ def _alone(folder: Path) -> Iterator[None]:
                         f"another process still trains in {folder}", remedy="wait for its end, or stop it"
                     ) from None
                 time.sleep(0.2)
-        yield
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the libraries' own bars and remarks off the terminal while our one bar is there."""
-    import datasets
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    with warnings.catch_warnings():
-        # The libraries announce to each other what their next versions will rename.
-        warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
