@@ -71,7 +71,7 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> N
             f"{adapter} is no LoRA adapter: {error}", remedy="give the folder 'adapter' of a run that trained one"
         ) from None
     named = str(own.get("base_model_name_or_path") or "")
-    if Path(named).name != Path(base).name:
+    if not _same_model(named, base):
         raise UserError(
             f"the adapter {adapter} was trained on {named or 'a model that it does not name'}, not on {base}",
             remedy=f"give --model {named}, or an adapter of {base}",
@@ -90,6 +90,13 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> N
                 f"adapter's weight {shape}",
                 remedy=f"give the model that it was trained on ({named})",
             )
+
+
+def _same_model(named: str, base: str) -> bool:
+    """Whether two names may be of one model: many folders are called `model`, and a hub model may lie in a folder."""
+    if Path(named).is_dir() and Path(base).is_dir():
+        return Path(named).samefile(base)
+    return Path(named).name == Path(base).name
 
 
 def adapter_rank(adapter: Path) -> int:
