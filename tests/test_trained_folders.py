@@ -73,5 +73,5 @@ def test_an_adapter_that_finds_no_layer_is_no_export(with_eyes: Path, tmp_path: 
         LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
     model.save_pretrained(tmp_path / "checkpoint")  # of the text alone: its layers have other names
-    with pytest.raises(RunError, match="8 weights of .* are not those of the model"):
+    with pytest.raises(RunError, match=r"8 weights of .* are not those of the model"):
         export_model(tmp_path / "checkpoint", tmp_path, str(base), lora=True)
