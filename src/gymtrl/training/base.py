@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gymtrl.errors import UserError
+from gymtrl.models.fingerprint import model_file
 from gymtrl.models.load import model_class
 from gymtrl.training.quiet import quiet
 
@@ -97,6 +98,14 @@ def _same_model(named: str, base: str) -> bool:
     if Path(named).is_dir() and Path(base).is_dir():
         return Path(named).samefile(base)
     return Path(named).name == Path(base).name
+
+
+def hub_revision(base: str) -> str | None:
+    """The commit of a model in the hub's cache; `None` of another folder."""
+    from transformers.utils.hub import extract_commit_hash
+
+    found: str | None = extract_commit_hash(str(model_file(base, "config.json")), None)
+    return found
 
 
 def adapter_rank(adapter: Path) -> int:

@@ -15,7 +15,7 @@ from gymtrl.doctor.diagnose import diagnose
 from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings, write_findings
 from gymtrl.doctor.run import DataFacts
 from gymtrl.models.fingerprint import tokenizer_bytes
-from gymtrl.training.base import adapter_rank, require_weights
+from gymtrl.training.base import adapter_rank, hub_revision, require_weights
 from gymtrl.training.job import (
     CHECKPOINTS,
     FINDINGS,
@@ -170,7 +170,7 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
         {
             "objective": job.objective,
             "model": job.base,
-            "revision": getattr(ready.config, "_commit_hash", None),
+            "revision": hub_revision(job.base),
             "fingerprint": ready.data.fingerprint.as_dict(),
             "dataset_inputs": [{"path": item.path, "sha256": item.sha256} for item in ready.data.manifest.inputs],
             "plan": dataclasses.asdict(resolved),
