@@ -28,6 +28,7 @@ from gymtrl import (
     train,
 )
 from gymtrl.models.fingerprint import load_config, tokenizer_bytes
+from gymtrl.training.base import require_own_adapter
 from gymtrl.training.memory import model_shape
 from gymtrl.training.settings import TrainSettings
 from gymtrl.training.space import SPARE_BYTES, room_needed, sizes_of
@@ -95,6 +96,14 @@ def with_config(**values: Any) -> Callable[[Path], object]:
     return change
 
 
+def names(base: str) -> Callable[[Path], object]:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+
+    return change
+
+
 def with_cut_weights(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
@@ -150,8 +159,14 @@ def test_an_adapter_is_no_model_and_fits_only_its_own(made: Path, tmp_path: Path
     (tmp_path / "elsewhere").mkdir()
     same_name = wide.rename(tmp_path / "elsewhere" / "model")
     error = refused(made / "dataset", settings(model=str(same_name), adapter=str(adapter)), run)
-    assert f"the adapter {adapter} does not fit {same_name}: model.layers.0." in error.message
-    assert f"({base})" in (error.remedy or "")
+    assert error.message == f"the adapter {adapter} was trained on {base}, not on {same_name}"
+
+    # Of a model that is elsewhere, or on the hub, there is only the name to go by, and then the shapes.
+    moved = changed(adapter, tmp_path / "moved", names("/gone/model"))
+    error = refused(made / "dataset", settings(model=str(same_name), adapter=str(moved)), run)
+    assert f"the adapter {moved} does not fit {same_name}: model.layers.0." in error.message
+    assert "(/gone/model)" in (error.remedy or "")
+    require_own_adapter(moved, str(base), load_config(str(base)))
 
     error = refused(made / "dataset", settings(adapter=str(base)), run)
     assert f"{base} is no LoRA adapter" in error.message

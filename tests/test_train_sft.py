@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -20,18 +19,18 @@ from transformers import LlamaConfig
 from gymtrl.errors import RunError, UserError
 from gymtrl.formats.settings import FormatSftSettings
 from gymtrl.formats.sft import format_sft
-from gymtrl.training.checkpoints import Seal, last_sealed
+from gymtrl.training.checkpoints import last_sealed
 from gymtrl.training.data import read_dataset
 from gymtrl.training.machine import Gpu, Machine
 from gymtrl.training.memory import model_shape
 from gymtrl.training.plan import FIXED_OPTIONS, OWN_OPTIONS, Plan, plan, trl_config
 from gymtrl.training.prepare import train_inputs
-from gymtrl.training.progress import MetricsLog, read_metrics
 from gymtrl.training.run import train
 from gymtrl.training.settings import TrainSftSettings
 from gymtrl.training.sft import SFT
 from gymtrl.training.space import Sizes, require_space, room_needed
 from gymtrl.workspace.artefact import up_to_date
+from gymtrl.workspace.metrics import read_metrics
 
 ROWS = 12
 
@@ -201,10 +200,15 @@ def test_killed_run_continues_to_the_same_result(base: Path, tmp_path: Path, met
 
 
 _KILLED_AT_EXPORT = """
-import os, signal, sys
+import gc, os, signal, sys
 if sys.orig_argv[1:3] == ["-m", "gymtrl.training.worker"]:
+    import transformers
     import gymtrl.training.export as export
-    export._copy_settings = lambda base, out: os.kill(os.getpid(), signal.SIGKILL)
+    def killed(base, out):
+        # The model is loaded once more here, so what was trained must be gone.
+        assert not any(isinstance(thing, transformers.Trainer) for thing in gc.get_objects())
+        os.kill(os.getpid(), signal.SIGKILL)
+    export._copy_settings = killed
 """
 
 
@@ -237,24 +241,6 @@ def test_run_that_ends_while_it_is_exported_takes_no_further_step(
     assert all(float((a[key] - b[key]).abs().max()) <= 1e-7 for key in a)
 
 
-def test_metrics_survive_a_kill_while_they_are_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(f'{{"step": {i}, "eval_loss": 1.0}}\n' for i in range(3)))
-    write = Path.write_text
-
-    def torn(self: Path, data: str, **options: Any) -> int:
-        write(self, data[:5], **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_text", torn)
-    with pytest.raises(KeyboardInterrupt):
-        MetricsLog(path, 1)
-    monkeypatch.undo()
-    assert len(read_metrics(path)) == 3
-    MetricsLog(path, 1)
-    assert [entry["step"] for entry in read_metrics(path)] == [0, 1]
-
-
 def test_changed_weights_make_the_run_out_of_date(base: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -272,25 +258,6 @@ def test_changed_weights_make_the_run_out_of_date(base: Path, tmp_path: Path) ->
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     assert not fresh()
-
-
-def test_torn_checkpoints_are_passed_over(tmp_path: Path) -> None:
-    for step in (2, 4, 6):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "optimizer.pt").write_bytes(bytes(100))
-        if step < 6:
-            Seal().on_save(
-                SimpleNamespace(output_dir=str(tmp_path)),
-                SimpleNamespace(global_step=step, is_world_process_zero=True),
-                None,
-            )
-    assert last_sealed(tmp_path) == tmp_path / "checkpoint-4"  # the last one was never sealed
-    (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(bytes(50))
-    assert last_sealed(tmp_path) == tmp_path / "checkpoint-2"
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
-    (tmp_path / "checkpoint-2" / "sealed.json").write_text('{"optimi')
-    assert last_sealed(tmp_path) is None and last_sealed(tmp_path / "absent") is None
 
 
 def test_seed_changes_the_order_of_the_rows(base: Path, tmp_path: Path) -> None:

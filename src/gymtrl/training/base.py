@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gymtrl.errors import UserError
+from gymtrl.models.fingerprint import model_file
+from gymtrl.models.load import model_class
+from gymtrl.training.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,19 +29,14 @@ def require_weights(base: str, config: PretrainedConfig) -> None:
     Raises:
         UserError: Naming the first of what is missing.
     """
-    import transformers
     from safetensors import SafetensorError
-
-    from gymtrl.training.worker import quiet
 
     if getattr(config, "quantization_config", None) is not None or getattr(config, "auto_map", None):
         return
-    named = (config.architectures or [""])[0]
-    architecture = getattr(transformers, named, transformers.AutoModelForCausalLM)
     remedy = f"copy the model into {base} anew, or train another with --model"
     try:
         with quiet():
-            _, found = architecture.from_pretrained(
+            _, found = model_class(config).from_pretrained(
                 base, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, SafetensorError) as error:
@@ -63,7 +61,6 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> N
     """
     import torch
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM
 
     settings_file, weights_file = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
     try:
@@ -75,13 +72,15 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> N
             f"{adapter} is no LoRA adapter: {error}", remedy="give the folder 'adapter' of a run that trained one"
         ) from None
     named = str(own.get("base_model_name_or_path") or "")
-    if Path(named).name != Path(base).name:
+    if not _same_model(named, base):
         raise UserError(
             f"the adapter {adapter} was trained on {named or 'a model that it does not name'}, not on {base}",
             remedy=f"give --model {named}, or an adapter of {base}",
         )
+    architecture = model_class(config)
+    build = getattr(architecture, "from_config", None) or architecture._from_config
     with torch.device("meta"):
-        layers = {n: weight.shape for n, weight in AutoModelForCausalLM.from_config(config).named_parameters()}
+        layers = {name: weight.shape for name, weight in build(config).named_parameters()}
     for name, shape in shapes.items():
         layer, _, side = name.removeprefix("base_model.model.").partition(".lora_")
         wide = layers.get(f"{layer}.weight")
@@ -92,6 +91,21 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> N
                 f"adapter's weight {shape}",
                 remedy=f"give the model that it was trained on ({named})",
             )
+
+
+def _same_model(named: str, base: str) -> bool:
+    """Whether two names may be of one model: many folders are called `model`, and a hub model may lie in a folder."""
+    if Path(named).is_dir() and Path(base).is_dir():
+        return Path(named).samefile(base)
+    return Path(named).name == Path(base).name
+
+
+def hub_revision(base: str) -> str | None:
+    """The commit of a model in the hub's cache; `None` of another folder."""
+    from transformers.utils.hub import extract_commit_hash
+
+    found: str | None = extract_commit_hash(str(model_file(base, "config.json")), None)
+    return found
 
 
 def adapter_rank(adapter: Path) -> int:

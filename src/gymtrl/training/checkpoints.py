@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import distributed
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from gymtrl.training.job import OUTCOME, Outcome, write_json
 
@@ -36,8 +37,21 @@ class Seal(TrainerCallback):  # type: ignore[misc]  # transformers has no comple
         partial.replace(folder / _SEAL)
 
 
-class SaveLast(TrainerCallback):  # type: ignore[misc]
-    """Has the step saved at which training stops, also where that is not the last one. Comes after all who stop it."""
+class SaveLast(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Has the step saved at which training stops, also where that is not the last one, and why it stops there.
+
+    Comes after all who stop it.
+
+    Args:
+        trainer (`Trainer`): Its `stop_reason` is kept, where it has one.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer writes into its own state, and so into the sealed part of a checkpoint."""
+        return {"args": {}, "attributes": {"stop_reason": getattr(self._trainer, "stop_reason", None)}}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save = control.should_save or control.should_training_stop
@@ -60,9 +74,21 @@ def step_of(checkpoint: Path) -> int:
 
 
 def has_all_steps(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written after the last step of its run."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
+    """Whether a checkpoint was written after the last step of its run, planned or not."""
+    state = _trainer_state(checkpoint)
+    return bool(state["global_step"] >= state["max_steps"]) or stop_reason(checkpoint) is not None
+
+
+def stop_reason(checkpoint: Path) -> str | None:
+    """Why training stopped at a checkpoint, before its last step; `None` where it did not."""
+    saved: dict[str, Any] = _trainer_state(checkpoint)["stateful_callbacks"].get(SaveLast.__name__, {})
+    found: str | None = saved.get("attributes", {}).get("stop_reason")
+    return found
+
+
+def _trainer_state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state
 
 
 def mark_final(checkpoint: Path, outcome: Outcome) -> None:

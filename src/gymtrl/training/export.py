@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from gymtrl.errors import RunError
 from gymtrl.models.fingerprint import TOKENIZER_FILES, load_config, model_file
+from gymtrl.models.load import model_class
 from gymtrl.training.data import TrainingData
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_SHIPPED = (*TOKENIZER_FILES, "config.json", "generation_config.json")
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+_SHIPPED = (*TOKENIZER_FILES, *_PROCESSORS, "config.json", "generation_config.json")
 
 _CARD = """\
 ---
@@ -62,9 +66,11 @@ def export_model(checkpoint: Path, out: Path, base: str, *, lora: bool, trust_re
         base (`str`): The model that was trained; an adapter is merged into it.
         lora (`bool`): The checkpoint holds an adapter.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run code from the model's repository.
+
+    Raises:
+        RunError: The weights of the checkpoint are not those of the model.
     """
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     config = load_config(base, trust_remote_code=trust_remote_code)
@@ -72,18 +78,38 @@ def export_model(checkpoint: Path, out: Path, base: str, *, lora: bool, trust_re
         shutil.rmtree(out / name, ignore_errors=True)
     # Merged with all digits, and rounded once.
     source = base if lora else str(checkpoint)
-    trained: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, trust_remote_code=trust_remote_code
+    architecture = AutoModelForCausalLM if trust_remote_code else model_class(config)
+    trained, found = architecture.from_pretrained(
+        source, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
     )
+    _require_all(checkpoint, found["missing_keys"])
     if lora:
         (out / "adapter").mkdir()
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(checkpoint / name, out / "adapter" / name)
-        trained = PeftModel.from_pretrained(trained, str(checkpoint)).merge_and_unload()
+        trained = _with_adapter(trained, checkpoint).merge_and_unload()
     trained = trained.to(config.dtype or torch.float32)
     trained.save_pretrained(out / "model")
     _open_to_readers(out)
     _copy_settings(base, out / "model")
+
+
+def _with_adapter(model: Any, checkpoint: Path) -> Any:
+    """The model with the adapter of a checkpoint, all of it: PEFT only warns of weights that find no layer."""
+    from peft import PeftConfig, PeftModel
+
+    adapted = PeftModel(model, PeftConfig.from_pretrained(str(checkpoint)))
+    found = adapted.load_adapter(str(checkpoint), adapted.active_adapter)
+    _require_all(checkpoint, [*found.missing_keys, *found.unexpected_keys])
+    return adapted
+
+
+def _require_all(checkpoint: Path, astray: Collection[str]) -> None:
+    if astray:
+        raise RunError(
+            f"{len(astray)} weights of {checkpoint} are not those of the model that was trained, such as {min(astray)}",
+            remedy="see that the model is the same as when training began; the checkpoint is kept",
+        )
 
 
 def _open_to_readers(out: Path) -> None:

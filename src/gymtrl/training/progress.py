@@ -8,7 +8,6 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from gymtrl.workspace.metrics import append_metrics, rewrite_metrics
-from gymtrl.workspace.metrics import read_metrics as read_metrics
+from gymtrl.workspace.metrics import append_metrics, read_metrics, rewrite_metrics
 
 LINES = 10
 """Lines that a run prints where there is no terminal to draw a bar on."""
@@ -46,21 +44,18 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
         path (`Path`): The file. Lines of steps after `resumed_step`, and all of them in a new run, are removed: these
             steps are repeated. Events stay.
         resumed_step (`int`): Step that the run starts from; 0 for a new run.
-        count_tokens (`Callable[[], int]`, *optional*): Tokens computed since the start of the process, for a trainer
-            that does not log `num_tokens`.
 
     Attributes:
         kept (`list[dict[str, Any]]`): Lines of earlier attempts that still hold.
         evaluated (`dict[int, float]`): Evaluation losses by step, of this process and of those before.
     """
 
-    def __init__(self, path: Path, resumed_step: int, *, count_tokens: Callable[[], int] | None = None) -> None:
+    def __init__(self, path: Path, resumed_step: int) -> None:
         self.path = path
         holds = resumed_step or -1  # a new run measures before its first step again
         self.kept = [entry for entry in read_metrics(path) if entry["step"] <= holds or "event" in entry]
         self.evaluated = {entry["step"]: float(entry["eval_loss"]) for entry in self.kept if "eval_loss" in entry}
         self._resumed_step = resumed_step
-        self._count_tokens = count_tokens
         self._writes = is_first_process()
         if self._writes:
             rewrite_metrics(path, self.kept)
@@ -90,7 +85,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]  # transformers has no 
             if self._training and any(name.startswith("eval_") for name in logs):
                 self.evaluation(state.global_step, logs)
             return
-        counted = _tokens(logs, self._count_tokens)
+        counted = _tokens(logs)
         if counted <= self._before_us:
             self._before_us = 0
         entry = {
@@ -133,20 +128,11 @@ class Narrator(TrainerCallback):  # type: ignore[misc]
 
     Args:
         console (`rich.console.Console`, *optional*): Where to; standard error unless given.
-        quiet (`bool`, *optional*, defaults to `False`): Draw and print nothing.
-        count_tokens (`Callable[[], int]`, *optional*): As in `MetricsLog`.
     """
 
-    def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        quiet: bool = False,
-        count_tokens: Callable[[], int] | None = None,
-    ) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(file=sys.stderr)
-        self._silent = quiet or not is_first_process()
-        self._count_tokens = count_tokens
+        self._silent = not is_first_process()
         self._bar: Progress | None = None
         self._task: Any = None
         self._begun = (0, 0.0)
@@ -171,7 +157,7 @@ class Narrator(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs or self._silent:
             return
-        self._recent.append((time.monotonic(), _tokens(logs, self._count_tokens)))
+        self._recent.append((time.monotonic(), _tokens(logs)))
         told = [f"loss {float(logs['loss']):.4f}", *self._pace()]
         told += [f"{word} {float(logs[name]):.2f}" for name, word in _SHOWN if name in logs]
         if self._bar is not None:
@@ -222,10 +208,8 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _tokens(logs: dict[str, Any], count: Callable[[], int] | None) -> int:
-    if "num_tokens" in logs:
-        return int(logs["num_tokens"])
-    return count() if count is not None else 0
+def _tokens(logs: dict[str, Any]) -> int:
+    return int(logs.get("num_tokens", 0))
 
 
 def _numbers(logs: dict[str, Any]) -> dict[str, int | float]:

@@ -15,8 +15,20 @@ from gymtrl.doctor.diagnose import diagnose
 from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings, write_findings
 from gymtrl.doctor.run import DataFacts
 from gymtrl.models.fingerprint import tokenizer_bytes
-from gymtrl.training.base import adapter_rank, require_weights
-from gymtrl.training.job import CHECKPOINTS, FINDINGS, LOCK, METRICS, RESULT, Change, Job, read_changes, read_outcome
+from gymtrl.training.base import adapter_rank, hub_revision, require_weights
+from gymtrl.training.job import (
+    CHECKPOINTS,
+    FINDINGS,
+    JOB,
+    LOCK,
+    METRICS,
+    RESULT,
+    Change,
+    Job,
+    read_changes,
+    read_job,
+    read_outcome,
+)
 from gymtrl.training.plan import Plan
 from gymtrl.training.prepare import Prepared, job_of, launch_of, prepare, train_inputs
 from gymtrl.training.settings import TrainSettings
@@ -83,17 +95,20 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
     require_weights(ready.base, ready.config)
     tokens = sum(split.tokens for split in (ready.data.train, ready.data.validation) if split is not None)
     verb, inputs = f"train {ready.objective.name}", train_inputs(dataset, settings)
-    plan, lora = ready.planned.plan, ready.planned.plan.method != "full"
-    launch = launch_of(settings, plan)
+    plan = ready.planned.plan
     sizes = sizes_of(
         ready.shape,
         rank=ready.rank,
         divided=settings.engine != "ddp" and plan.processes > 1,
         tokenizer=tokenizer_bytes(ready.base),
     )
-    room = room_needed(sizes, lora=lora, tokens=tokens)
+    room = room_needed(sizes, lora=plan.method != "full", tokens=tokens)
     with artefact(out, verb=verb, settings=settings, inputs=inputs, resumable=True) as draft:
         job = job_of(ready, dataset, settings)
+        if (draft.path / JOB).is_file():
+            # By the memory that is free now, other numbers might fit; a run goes on by those that it began with.
+            job = job.with_plan(read_job(draft.path).plan)
+        launch = launch_of(settings, job.plan)
         if not (draft.path / RESULT).is_file():  # an attempt may have been killed after it was done
             require_space(draft.path, room.run)
             train_in_processes(draft.path, job, ready.objective, launch, room)
@@ -136,7 +151,7 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
         base=job.base,
         trainer=ready.objective.trainer_name,
         data=ready.data,
-        steps=resolved.steps,
+        steps=outcome.steps,
         batch=resolved.effective_batch,
         facts={
             "loss, first tenth": result.first_loss,
@@ -144,6 +159,8 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
             "validation loss before": result.eval_before,
             "validation loss after": result.eval_after,
             "training seconds": result.seconds,
+            "stopped before its last step": outcome.stopped,
+            "changed for memory": "; ".join(f"{c.measure} after step {c.step}" for c in changes) or None,
         },
         settings=job.settings | {"model": job.base} | resolved_settings(resolved),
         rank=adapter_rank(draft.path / "adapter") if lora else None,
@@ -153,6 +170,7 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
         {
             "objective": job.objective,
             "model": job.base,
+            "revision": hub_revision(job.base),
             "fingerprint": ready.data.fingerprint.as_dict(),
             "dataset_inputs": [{"path": item.path, "sha256": item.sha256} for item in ready.data.manifest.inputs],
             "plan": dataclasses.asdict(resolved),

@@ -32,6 +32,12 @@ from gymtrl.workspace.metrics import append_metrics
 
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGABRT, 128 + signal.SIGSEGV)
 _AGAIN = "run it again to go on from the last checkpoint"
+_SMALLER = "train an adapter (method lora), a smaller model or shorter rows (format with --max-length)"
+_AFTER_TRAINING = {
+    "measuring": "free memory and run it again, as training itself is done; or format without validation rows",
+    "saving": "free main memory, which the whole model takes in 32 bits, and run it again: only the export is left",
+}
+"""What to do where memory ran out after the last step, so that no smaller step helps."""
 
 
 def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Launch, room: Room) -> None:
@@ -39,7 +45,7 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
 
     What ran out of memory is started again, by the next measure of `measures.py`, from its last checkpoint;
     `changes.json` tells which were taken. A process that the kernel killed for memory is treated alike, which is why
-    training does not run in this process.
+    training does not run in this process. After the last step no measure helps, but a process that did not train does.
 
     Args:
         folder (`Path`): Of the run in the making. Measures of an interrupted attempt, noted there, hold on.
@@ -52,11 +58,12 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
         UserError: The job cannot be trained as it is.
         RunError: Nothing is left to try, the disk is full, or a process ended without a word. What was trained is kept.
     """
-    from gymtrl.training.checkpoints import last_sealed, step_of
+    from gymtrl.training.checkpoints import is_final, last_sealed, step_of
 
     changes = read_changes(folder)
     if changes:
         job = job.with_plan(changes[-1].plan)
+    repeated: set[str] = set()
     while True:
         write_json(folder / JOB, job)
         for path in failure_files(folder):
@@ -67,8 +74,9 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
         if code == 0:
             return
         failure = first_failure(folder)
-        if failure is None or failure.kind != "memory":
-            failure = _killed(code, launch, _kernel_kills() > killed_before) or failure
+        if failure is None or failure.kind == "bug":
+            at = failure.at if failure is not None else "training"
+            failure = _killed(code, launch, at, by_kernel=_kernel_kills() > killed_before) or failure
         if code == EXIT["disk"] or (failure is not None and failure.kind == "disk"):
             raise disk_full(folder, room, failure.message if failure is not None else None)
         if failure is None:
@@ -77,16 +85,21 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
             raise UserError(failure.message, remedy=failure.remedy)
         if failure.kind != "memory":
             raise RunError(failure.message, remedy=failure.remedy or _AGAIN)
-        found = next_measure(job.plan, objective) if failure.at != "loading" else None
+        last = last_sealed(folder / CHECKPOINTS)
+        at = "saving" if last is not None and is_final(last) else failure.at
+        if at in _AFTER_TRAINING and at not in repeated:
+            repeated.add(at)  # a process that did not train holds no optimizer
+            print(f"memory: memory ran out in {at}; once more in a fresh process", file=sys.stderr)
+            continue
+        found = next_measure(job.plan, objective) if at == "training" else None
         if found is None:
             raise RunError(
-                f"memory ran out in {failure.at}, and nothing is left to try: {failure.message}",
-                remedy="train an adapter (method lora), a smaller model or shorter rows (format with --max-length)",
+                f"memory ran out in {at}, and nothing is left to try: {failure.message}",
+                remedy=_AFTER_TRAINING.get(at, _SMALLER),
             )
         job = job.with_plan(found[0])
-        last = last_sealed(folder / CHECKPOINTS)
         done = step_of(last) if last is not None else 0
-        changes.append(Change(done, found[1], f"memory ran out in {failure.at}", found[0]))
+        changes.append(Change(done, found[1], f"memory ran out in {at}", found[0]))
         write_json(folder / CHANGES, changes)
         _note(folder, changes[-1])
 
@@ -99,13 +112,13 @@ def _run(folder: Path, launch: Launch) -> int:
     return code
 
 
-def _killed(code: int, launch: Launch, by_kernel: bool) -> Failure | None:
-    """A lack of memory that no process could tell of."""
+def _killed(code: int, launch: Launch, at: str, *, by_kernel: bool) -> Failure | None:
+    """A lack of memory that no process could tell of, or that others took for a lost connection."""
     limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     # One of several that the kernel killed says nothing, and the others only that they lost it.
     died = code in _KILLED or launch.processes > 1
     if code == EXIT["memory"] or (died and by_kernel) or (code in _KILLED and limited):
-        return Failure("memory", f"the process ended with status {code}", None, "training", 0.0)
+        return Failure("memory", f"the process ended with status {code}", None, at, 0.0)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from gymtrl.errors import UserError
@@ -21,19 +21,19 @@ _PACKAGES = {
 _TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
 
 
-def check_trackers(names: str | Iterable[str] | None) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Checks that a run can report to its trackers, before anything is loaded.
 
     Of others that transformers knows (`comet_ml`, `swanlab` …) only the name is checked.
 
     Args:
-        names (`str` or `Iterable[str]`, *optional*): As for `report_to`; `none` and `all` are no trackers.
+        names (`Sequence[str]`): Those of `report_to`; `none` is no tracker.
 
     Raises:
         UserError: A tracker is unknown, or its package is not installed.
     """
-    for name in _listed(names):
-        if name == "all":
+    for name in names:
+        if name == "none":
             continue
         if name in _PACKAGES:
             packages = _PACKAGES[name]
@@ -52,21 +52,15 @@ def check_trackers(names: str | Iterable[str] | None) -> None:
             )
 
 
-def place_trackers(names: str | Iterable[str] | None, run: Path) -> None:
+def place_trackers(names: Sequence[str], run: Path) -> None:
     """Has TensorBoard write into `tensorboard/` of a run folder; by itself it writes among the checkpoints.
 
     The others write where their own settings say, such as `WANDB_DIR`, `TRACKIO_DIR` or `MLFLOW_TRACKING_URI`, so that
     they find a run beside those made with other tools.
 
     Args:
-        names (`str` or `Iterable[str]`, *optional*): As for `report_to`.
+        names (`Sequence[str]`): Those of `report_to`.
         run (`Path`): The run folder.
     """
-    listed = _listed(names)
-    if "tensorboard" in listed or "all" in listed:
+    if "tensorboard" in names:
         os.environ.setdefault(_TENSORBOARD_FOLDER, str(run / "tensorboard"))
-
-
-def _listed(names: str | Iterable[str] | None) -> list[str]:
-    listed = [names] if isinstance(names, str) else list(names or ())
-    return [name for name in listed if name != "none"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no compl
     def __init__(self, record: RunRecord, path: Path, console: Console | None = None) -> None:
         self.record = record
         self.findings = read_findings(path)
-        self.stopped_by: Finding | None = None
         self._path = path
         self._console = console or Console(stderr=True)
         self._next = len(record.steps) + EVERY
@@ -45,8 +44,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no compl
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.record = replace(self.record, **count_parameters(model))
         self._look(state, control)
-        if self.stopped_by is not None:
-            found = self.stopped_by
+        self.require_sense()
+
+    def require_sense(self) -> None:
+        """Checks that the steps so far, those of earlier attempts among them, leave sense in what was trained.
+
+        Raises:
+            UserError: A rule that ends training says that they do not.
+        """
+        found = _stopping(diagnose(self.record, "live"))
+        if found is not None:
             raise UserError(f"{found.title}: {found.evidence}", remedy=found.remedy)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -66,18 +73,18 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no compl
 
     def _look(self, state: Any, control: Any) -> None:
         # Every process sees the same numbers and stops at the same step; one of them tells.
+        found = diagnose(self.record, "live")
+        stopping = _stopping(found)
+        if stopping is not None:
+            control.should_training_stop = True
         told = {finding.rule for finding in self.findings}
-        new = [finding for finding in diagnose(self.record, "live") if finding.rule not in told]
+        new = [finding for finding in found if finding.rule not in told]
         self.findings += new
-        for finding in new:
-            if finding.rule in STOPPING:
-                self.stopped_by = self.stopped_by or finding
-                control.should_training_stop = True
         if not new or not state.is_world_process_zero:
             return
         write_findings(self._path, self.findings)
         for finding in new:
-            self._console.print(_told(finding, stopped=finding is self.stopped_by), soft_wrap=True)
+            self._console.print(_told(finding, stopped=finding is stopping), soft_wrap=True)
 
 
 def count_parameters(model: Any) -> dict[str, Any]:
@@ -103,6 +110,10 @@ def count_parameters(model: Any) -> dict[str, Any]:
         "linear": sum(1 for name in linear if ".lora_" not in name),
         "vocabulary": model.config.get_text_config().vocab_size,
     }
+
+
+def _stopping(findings: Sequence[Finding]) -> Finding | None:
+    return next((finding for finding in findings if finding.rule in STOPPING), None)
 
 
 def _finite(entry: Mapping[str, Any]) -> bool:

@@ -6,11 +6,11 @@ Run as: python -m gymtrl.training.worker FOLDER, where FOLDER holds a `job.json`
 from __future__ import annotations
 
 import fcntl
+import gc
 import shutil
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +40,7 @@ from gymtrl.training.objective import Objective, Parts
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import trl_config
 from gymtrl.training.progress import is_first_process, peak_memory
+from gymtrl.training.quiet import quiet as quiet
 from gymtrl.training.settings import TrainSettings
 from gymtrl.workspace.artefact import is_disk_full
 
@@ -49,7 +50,14 @@ if TYPE_CHECKING:
 EVAL_ROWS = 200
 """Validation rows that the loss is measured on before and after; more would cost time and hardly move the figure."""
 
-_ALLOCATORS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
+_ALLOCATORS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "status_alloc_failed",
+)
 _LOCK_SECONDS = 60.0
 
 
@@ -101,14 +109,23 @@ def _work(folder: Path, job: Job, stage: _Stage) -> None:
         destroy_process_group()
     if is_first_process():
         stage.now = "saving"
+        _let_go()
         export_model(checkpoint, folder, job.base, lora=job.plan.method != "full", trust_remote_code=_trusts(settings))
         shutil.copyfile(checkpoint / OUTCOME, folder / RESULT)
+
+
+def _let_go() -> None:
+    """Gives back what training held: its trainer refers to itself, and the model is about to be loaded once more."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _train(
     folder: Path, job: Job, objective: Objective, settings: TrainSettings, checkpoint: Path | None, stage: _Stage
 ) -> Outcome:
-    from gymtrl.training.checkpoints import SaveLast, has_all_steps, step_of
+    from gymtrl.training.checkpoints import SaveLast, has_all_steps, step_of, stop_reason
     from gymtrl.training.progress import MetricsLog, Narrator
     from gymtrl.training.trackers import place_trackers
     from gymtrl.training.watch import Watch, count_parameters
@@ -122,22 +139,20 @@ def _train(
     trainer.args.eval_on_start = trainer.eval_dataset is not None and resumed_from is None
     steps = [entry for entry in log.kept if "loss" in entry]
     watch = Watch(replace(job.record(), steps=tuple(steps)), folder / FINDINGS)
-    for callback in (log, narrator, watch, SaveLast()):  # the last sees what the others decide
+    for callback in (log, narrator, watch, SaveLast(trainer)):  # the last sees what the others decide
         trainer.add_callback(callback)
     stage.now = "training"
     if checkpoint is not None and has_all_steps(checkpoint):
         # Asked to resume after its last step, the trainer takes one more where that step lies within an epoch.
         trainer._load_from_checkpoint(str(checkpoint))
-        last = step_of(checkpoint)
+        last, stopped = step_of(checkpoint), stop_reason(checkpoint)
     else:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         finally:
             narrator.close()
-        last = trainer.state.global_step
-    if watch.stopped_by is not None:
-        found = watch.stopped_by
-        raise UserError(f"{found.title}: {found.evidence}", remedy=found.remedy)
+        last, stopped = trainer.state.global_step, getattr(trainer, "stop_reason", None)
+    watch.require_sense()
     if trainer.eval_dataset is not None and last not in log.evaluated:
         stage.now = "measuring"
         log.evaluation(last, trainer.evaluate())
@@ -148,7 +163,7 @@ def _train(
         resumed_from=resumed_from,
         processes=trainer.accelerator.num_processes,
         peak_memory=peak_memory(),
-        stopped=getattr(trainer, "stop_reason", None),
+        stopped=stopped,
         parameters=count_parameters(trainer.accelerator.unwrap_model(trainer.model)),
     )
 
@@ -192,7 +207,7 @@ def make_trainer(
     going_on = settings.adapter is not None
     trainer = objective.trainer(
         Parts(
-            model=_with_adapter(job.base, settings, args, quantization) if going_on else job.base,
+            model=_with_adapter(job, settings, args, quantization) if going_on else job.base,
             args=args,
             train=train,
             validation=validation,
@@ -239,17 +254,33 @@ def _quantization(settings: TrainSettings, job: Job) -> Any:
     return BitsAndBytesConfig(**options | settings.quantization)
 
 
-def _with_adapter(base: str, settings: TrainSettings, args: Any, quantization: Any) -> Any:
+def _with_adapter(job: Job, settings: TrainSettings, args: Any, quantization: Any) -> Any:
     """The model with the adapter that is to be trained on."""
     from peft import PeftModel
     from trl.trainer.utils import create_model_from_path
 
-    options = dict(args.model_init_kwargs or {})
+    options = load_options(args, quantization, job.plan.processes)
+    args.model_init_kwargs = None  # they are spent here
+    return PeftModel.from_pretrained(create_model_from_path(job.base, **options), settings.adapter, is_trainable=True)
+
+
+def load_options(args: Any, quantization: Any, processes: int) -> dict[str, Any]:
+    """What a model is loaded with where TRL's trainer does not load it.
+
+    Args:
+        args (`TrainingArguments`): TRL's configuration.
+        quantization (`BitsAndBytesConfig`, *optional*): Of a model in 4 bits.
+        processes (`int`): Of several each holds the model on its own GPU; alone, TRL lets it be spread.
+
+    Returns:
+        `dict[str, Any]`: Arguments of TRL's `create_model_from_path`.
+    """
+    options = {"trust_remote_code": args.trust_remote_code} | (args.model_init_kwargs or {})
     if quantization is not None:
         options["quantization_config"] = quantization
-    args.model_init_kwargs = None  # they are spent here
-    model = create_model_from_path(base, trust_remote_code=args.trust_remote_code, **options)
-    return PeftModel.from_pretrained(model, settings.adapter, is_trainable=True)
+    if processes > 1:
+        options["device_map"] = None
+    return options
 
 
 def _drop_torn(folder: Path) -> None:
@@ -305,21 +336,6 @@ def _alone(folder: Path) -> Iterator[None]:
                         f"another process still trains in {folder}", remedy="wait for its end, or stop it"
                     ) from None
                 time.sleep(0.2)
-        yield
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the libraries' own bars and remarks off the terminal while our one bar is there."""
-    import datasets
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    with warnings.catch_warnings():
-        # The libraries announce to each other what their next versions will rename.
-        warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
