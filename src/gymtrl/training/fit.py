@@ -110,8 +110,8 @@ def fit(request: FitRequest, machine: Machine) -> Fitted:
     """
     if request.micro_batch is not None and request.micro_batch < request.least_micro:
         raise UserError(
-            f"micro_batch is {request.micro_batch}, and {request.objective} takes {request.least_micro} rows at once at "
-            "the least: it compares them with each other",
+            f"micro_batch is {request.micro_batch}, and {request.objective} takes {request.least_micro} rows at once "
+            "at the least: it compares them with each other",
             remedy=f"leave micro_batch unset, or set it to {request.least_micro} or more",
         )
     available = available_memory(request, machine)
@@ -282,9 +282,9 @@ def _remedy(request: FitRequest, dtype: Dtype, available: int) -> str:
         if _fits(other, dtype, available):
             return f"leave {names} unset"
     open_again = released["micro_batch and gradient_checkpointing"]
-    if request.engine == "ddp" and request.processes > 1 and request.method == "full":
-        if _fits(replace(open_again, engine="fsdp2"), dtype, available):
-            return "divide the model among the processes: set engine to fsdp2"
+    divided = replace(open_again, engine="fsdp2")
+    if request.engine == "ddp" and request.processes > 1 and _fits(divided, dtype, available):
+        return "divide the model among the processes: set engine to fsdp2"
     if request.method == "full" and _fits(replace(open_again, method="lora"), dtype, available):
         return "train an adapter: set method to lora"
     tokens = longest_that_fits(open_again, available, dtype)
