@@ -11,11 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from typer.testing import CliRunner
 
-from gymtrl import FormatSftSettings, format_sft
+from gymtrl import (
+    FormatDpoSettings,
+    FormatGrpoSettings,
+    FormatKtoSettings,
+    FormatSftSettings,
+    format_dpo,
+    format_grpo,
+    format_kto,
+    format_sft,
+)
 from gymtrl.cli.main import app
+from gymtrl.training.calibrate import row_tokens
 from gymtrl.training.machine import ADDRESS_SPACE
+from gymtrl.training.objectives import OBJECTIVES
+from rows import write_rows
 from tiny import filtered, sums, tiny_llama
 
 _LIMITED = """
@@ -66,6 +79,26 @@ def test_a_plan_tells_the_data_the_numbers_the_memory_and_the_time(tiny: Path) -
     assert speed["seconds"] == pytest.approx(2 * facts["data"]["tokens"] / speed["tokens_per_second"], rel=0.01)
     # Nothing was written beside the dataset.
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["dataset", "filtered", "model"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "grpo"])
+def test_every_objective_tells_its_time(name: str, tiny: Path, tmp_path: Path) -> None:
+    model, source = str(tiny.parent / "model"), write_rows(tmp_path / "rollouts.jsonl", sums(8))
+    dataset = tmp_path / name
+    if name == "grpo":
+        format_grpo(source, dataset, FormatGrpoSettings(model=model, kind="groups"))
+    elif name == "dpo":
+        format_dpo(source, dataset, FormatDpoSettings(model=model))
+    else:
+        format_kto(source, dataset, FormatKtoSettings(model=model))
+    done = CliRunner().invoke(app, ["plan", name, str(dataset), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["speed"]["seconds"] > 0
+    # The tokens whose speed is measured are counted as those of the dataset are.
+    rows = Dataset.from_parquet([str(path) for path in sorted(dataset.glob("data/train-*.parquet"))])
+    objective = OBJECTIVES[name]  # type: ignore[index]
+    assert row_tokens(rows, objective.sequences).sum() == facts["data"]["tokens"]
 
 
 def test_a_plan_in_words(tiny: Path) -> None:

@@ -180,7 +180,7 @@ def plan(
         request = replace(request, autocast=False)
     fitted, notes = _fitted(request, machine)
     if not request.autocast:
-        notes = (*notes, "the GPU does not compute in bfloat16: float32 takes about twice the memory and time")
+        notes = (*notes, "the GPU does not compute in bfloat16; float32 takes more memory and time")
     optimizer = str(settings.trl.get("optim", ADAMW))
     if not optimizer.startswith(ADAMW):
         notes = (*notes, f"memory is estimated for AdamW; {optimizer} takes more or less")
