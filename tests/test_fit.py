@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -228,6 +229,20 @@ def test_this_machine_has_memory_and_cores() -> None:
     assert found.memory > 0 and found.cores > 0 and found.gpus == ()
     code = "import sys, gymtrl.training.machine as m; m.machine(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_gpus_are_asked_in_a_process_of_its_own() -> None:
+    code = (
+        "import gymtrl.training.machine as m, torch; found = m.machine(gpus=True); "
+        "print(len(found.gpus), torch.cuda.device_count(), torch.cuda.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found, there, initialized = done.stdout.split()
+    assert (found, initialized) == (there, "False")
+    asked = subprocess.run(
+        [sys.executable, "-P", "-m", "gymtrl.training.machine"], capture_output=True, text=True, check=True
+    )
+    assert len(json.loads(asked.stdout)) == int(there)
 
 
 def test_a_limit_of_the_address_space_counts() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from gymtrl import (
     FormatGrpoSettings,
     FormatKtoSettings,
     FormatSftSettings,
+    TrainSftSettings,
+    UserError,
     format_dpo,
     format_grpo,
     format_kto,
@@ -26,8 +29,12 @@ from gymtrl import (
 )
 from gymtrl.cli.main import app
 from gymtrl.training.calibrate import row_tokens
-from gymtrl.training.machine import ADDRESS_SPACE
+from gymtrl.training.data import read_dataset
+from gymtrl.training.machine import ADDRESS_SPACE, Gpu, Machine
 from gymtrl.training.objectives import OBJECTIVES
+from gymtrl.training.plan import check_options
+from gymtrl.training.prepare import require_quantization
+from gymtrl.training.sft import SFT
 from rows import write_rows
 from tiny import filtered, sums, tiny_llama
 
@@ -99,6 +106,37 @@ def test_every_objective_tells_its_time(name: str, tiny: Path, tmp_path: Path) -
     rows = Dataset.from_parquet([str(path) for path in sorted(dataset.glob("data/train-*.parquet"))])
     objective = OBJECTIVES[name]  # type: ignore[index]
     assert row_tokens(rows, objective.sequences).sum() == facts["data"]["tokens"]
+
+
+def refused(words: list[str]) -> str:
+    done = CliRunner().invoke(app, ["plan", *words, "--no-calibrate"])
+    assert done.exit_code == 2, done.output
+    return done.stderr
+
+
+def test_four_bits_need_a_gpu_bitsandbytes_and_recorded_log_probabilities(tiny: Path, tmp_path: Path) -> None:
+    source, groups = write_rows(tmp_path / "rollouts.jsonl", sums(8)), tmp_path / "groups"
+    format_grpo(source, groups, FormatGrpoSettings(model=str(tiny.parent / "model"), kind="groups"))
+    said = refused(["grpo", str(groups), "--method", "qlora"])
+    assert "error: 16 of 16 rows have no recorded log-probabilities" in said and "set method to lora" in said
+
+    data, card = read_dataset(tiny, SFT.made_by, SFT.sequences), Gpu("a card", 2**30, 2**30, True)
+    with pytest.raises(UserError, match="needs a GPU"):
+        require_quantization(SFT, data, Machine(2**30, "memory", 1))
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(UserError, match="needs bitsandbytes"):
+            require_quantization(SFT, data, Machine(2**30, "memory", 1, (card,)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hub_token": "hf_secret"}, {"model_init_kwargs": {"token": "hf_secret"}}],
+    ids=["trl", "model_init_kwargs"],
+)
+def test_tokens_are_refused_for_they_would_be_written_down(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="token' would be written") as caught:
+        check_options(TrainSftSettings(trl=options), SFT)
+    assert "HF_TOKEN" in (caught.value.remedy or "") and "secret" not in str(caught.value)
 
 
 def test_a_plan_in_words(tiny: Path) -> None:

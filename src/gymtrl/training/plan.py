@@ -267,12 +267,23 @@ def check_options(settings: TrainSettings, objective: Objective) -> None:
     given = settings.trl.get("model_init_kwargs", {})
     if not isinstance(given, dict):
         raise UserError("trl: 'model_init_kwargs' is no mapping", remedy="give arguments of from_pretrained by name")
+    _refuse_tokens("trl", settings.trl)
+    _refuse_tokens("model_init_kwargs", given)
     if settings.quantization and settings.method != "qlora":
         raise UserError(
             f"quantization is for method qlora, and the method is {settings.method}", remedy="set method to qlora"
         )
     if settings.adapter and settings.method == "full":
         raise UserError("an adapter is given, and the method is full", remedy="set method to lora or qlora")
+
+
+def _refuse_tokens(section: str, options: dict[str, Any]) -> None:
+    for key in ("hub_token", "token", "use_auth_token"):
+        if key in options:
+            raise UserError(
+                f"{section}: '{key}' would be written into the files of the run for all to read",
+                remedy="set the environment variable HF_TOKEN in its place",
+            )
 
 
 def trl_config(
