@@ -117,9 +117,9 @@ def test_the_class_that_is_trained_is_counted_and_its_own_code_only_if_trusted(t
     names = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnModel"}
     (tmp_path / "config.json").write_text(json.dumps(own | {"auto_map": names}))
     foreign = AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
-    assert model_shape(foreign, trust_remote_code=True) == model_shape(configuration("llama", 2))
     with pytest.raises(ValueError, match="trust_remote_code"):
         model_shape(foreign)
+    assert model_shape(foreign, trust_remote_code=True) == model_shape(configuration("llama", 2))
 
 
 def test_parts_add_up_and_grow_with_what_is_asked(shape: ModelShape) -> None:

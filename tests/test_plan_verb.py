@@ -20,6 +20,7 @@ from gymtrl import (
     FormatGrpoSettings,
     FormatKtoSettings,
     FormatSftSettings,
+    TrainGrpoSettings,
     TrainSftSettings,
     UserError,
     format_dpo,
@@ -33,7 +34,7 @@ from gymtrl.training.data import read_dataset
 from gymtrl.training.machine import ADDRESS_SPACE, Gpu, Machine
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import check_options
-from gymtrl.training.prepare import require_quantization
+from gymtrl.training.prepare import prepare, require_quantization
 from gymtrl.training.sft import SFT
 from rows import write_rows
 from tiny import filtered, sums, tiny_llama
@@ -108,17 +109,12 @@ def test_every_objective_tells_its_time(name: str, tiny: Path, tmp_path: Path) -
     assert row_tokens(rows, objective.sequences).sum() == facts["data"]["tokens"]
 
 
-def refused(words: list[str]) -> str:
-    done = CliRunner().invoke(app, ["plan", *words, "--no-calibrate"])
-    assert done.exit_code == 2, done.output
-    return done.stderr
-
-
 def test_four_bits_need_a_gpu_bitsandbytes_and_recorded_log_probabilities(tiny: Path, tmp_path: Path) -> None:
     source, groups = write_rows(tmp_path / "rollouts.jsonl", sums(8)), tmp_path / "groups"
     format_grpo(source, groups, FormatGrpoSettings(model=str(tiny.parent / "model"), kind="groups"))
-    said = refused(["grpo", str(groups), "--method", "qlora"])
-    assert "error: 16 of 16 rows have no recorded log-probabilities" in said and "set method to lora" in said
+    with pytest.raises(UserError, match="16 of 16 rows have no recorded log-probabilities") as caught:
+        prepare(groups, TrainGrpoSettings(method="qlora"))
+    assert "set method to lora" in (caught.value.remedy or "")
 
     data, card = read_dataset(tiny, SFT.made_by, SFT.sequences), Gpu("a card", 2**30, 2**30, True)
     with pytest.raises(UserError, match="needs a GPU"):
