@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from gymtrl.errors import UserError
 from gymtrl.training.fit import PROCESS_BYTES, SHARE, FitRequest, available_memory, fit, longest_that_fits
 from gymtrl.training.machine import ADDRESS_SPACE, Gpu, Machine, container_memory, machine
 from gymtrl.training.memory import ModelShape, RunShape, estimate
+from gymtrl.training.plan import plan
+from gymtrl.training.settings import TrainSftSettings
+from gymtrl.training.sft import SFT
 
 GIB = 2**30
 # SmolLM2-135M
@@ -65,7 +69,7 @@ def test_a_gpu_takes_as_many_rows_as_fit_and_keeps_the_effective_batch() -> None
 def test_frozen_weights_are_rounded_on_a_gpu_alone() -> None:
     for request, where, dtype in (
         (replace(REQUEST, cuda=True), gpu(80), "bfloat16"),
-        (replace(REQUEST, cuda=True), gpu(80, bfloat16=False), "float32"),
+        (replace(REQUEST, cuda=True, autocast=False), gpu(80, bfloat16=False), "float32"),
         (replace(REQUEST, cuda=True, method="full"), gpu(80), "float32"),
         (replace(REQUEST, cuda=True, dtype="float32"), gpu(80), "float32"),
         (REQUEST, cpu(64), "float32"),
@@ -73,6 +77,18 @@ def test_frozen_weights_are_rounded_on_a_gpu_alone() -> None:
         found = fit(request, where)
         assert found.dtype == dtype
         assert any("bfloat16" in said for said in found.traded) == (dtype == "bfloat16")
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32() -> None:
+    old, new = (
+        plan(TrainSftSettings(), SFT, rows=100, longest=2048, shape=MODEL, machine=gpu(80, bfloat16=bfloat16))
+        for bfloat16 in (False, True)
+    )
+    assert (old.plan.cuda, old.plan.autocast, old.plan.dtype) == (True, False, "float32")
+    assert (new.plan.cuda, new.plan.autocast, new.plan.dtype) == (True, True, "bfloat16")
+    assert any("does not compute in bfloat16" in note for note in old.notes)
+    assert not any("does not compute in bfloat16" in note for note in new.notes)
+    assert 1.5 * new.memory.activations < old.memory.activations < 2 * new.memory.activations
 
 
 def test_what_was_set_stays() -> None:
@@ -92,8 +108,61 @@ def test_processes_share_the_effective_batch_and_the_memory() -> None:
         fit(replace(REQUEST, micro_batch=3), cpu(64))
 
 
+def test_nodes_share_no_memory() -> None:
+    found = fit(replace(REQUEST, processes=4, nodes=2), cpu(64))
+    assert found.available == round(SHARE * 32 * GIB) - PROCESS_BYTES["cpu"]
+
+
+def test_only_the_gpus_of_the_run_count() -> None:
+    free, busy = gpu(80).gpus[0], replace(gpu(1).gpus[0], name="a busy card", bfloat16=False)
+    where = replace(gpu(80), gpus=(free, busy))
+    request = replace(REQUEST, cuda=True)
+    assert fit(request, where) == fit(request, gpu(80))
+    assert fit(request, where).dtype == "bfloat16"
+    with pytest.raises(UserError, match="a busy card"):
+        fit(replace(request, processes=2), where)
+
+
+def test_each_process_needs_a_gpu_of_its_own() -> None:
+    where = replace(gpu(80), gpus=2 * gpu(80).gpus)
+    with pytest.raises(UserError, match=r"4 processes on a node with 2 GPU\(s\)") as caught:
+        fit(replace(REQUEST, cuda=True, processes=8, nodes=2), where)
+    assert caught.value.remedy == "set nproc to 4"
+    assert fit(replace(REQUEST, cuda=True, processes=4, nodes=2), where).accumulation == 1
+
+
+def test_a_large_model_fits_where_the_processes_divide_it() -> None:
+    # Llama 3.1 8B
+    large = ModelShape(
+        **{"weights": 8_030_261_248, "linear": 6_979_321_856, "linear_inputs": 1_179_648, "linear_outputs": 1_343_488},
+        **{"linears": 224, "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128},
+        **{"intermediate": 14_336, "vocabulary": 128_256, "normed_heads": False, "tied": False, "stored_bytes": 2},
+    )
+    where = replace(gpu(80), gpus=8 * gpu(80).gpus)
+    request = FitRequest(large, "sft", "full", longest=4096, effective_batch=32, cuda=True, processes=8)
+    with pytest.raises(UserError) as caught:
+        fit(request, where)
+    assert "set engine to fsdp2" in (caught.value.remedy or "")
+    for engine in ("fsdp2", "zero3"):
+        found = fit(replace(request, engine=engine), where)
+        # An eighth of 8 B weights in float32, two layers and the embeddings and the head in bfloat16.
+        assert 6 * GIB < found.memory.weights < 8 * GIB
+        assert found.memory.optimizer == large.weights
+    # FSDP2 divides gradients at the end of a step, ZeRO-3 with each micro-batch.
+    accumulated = {"micro_batch": 1, "effective_batch": 16}
+    fsdp2, zero3 = (fit(replace(request, engine=e, **accumulated), where).memory for e in ("fsdp2", "zero3"))
+    assert (fsdp2.gradients, zero3.gradients) == (2 * large.weights, large.weights // 2)
+    # Compared with a second model, that is divided, too.
+    found = fit(replace(request, engine="fsdp2", objective="dpo"), where)
+    assert found.memory.reference == large.weights // 2
+
+
 def test_kto_takes_no_fewer_rows_than_it_compares() -> None:
-    assert fit(replace(REQUEST, objective="kto", least_micro=4), cpu(64)).micro_batch == 4
+    request = replace(REQUEST, objective="kto", least_micro=4)
+    assert fit(request, cpu(64)).micro_batch == 4
+    with pytest.raises(UserError, match="micro_batch is 2, and kto takes 4 rows at once at the least") as caught:
+        fit(replace(request, micro_batch=2), cpu(64))
+    assert "4 or more" in (caught.value.remedy or "")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +229,20 @@ def test_this_machine_has_memory_and_cores() -> None:
     assert found.memory > 0 and found.cores > 0 and found.gpus == ()
     code = "import sys, gymtrl.training.machine as m; m.machine(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_gpus_are_asked_in_a_process_of_its_own() -> None:
+    code = (
+        "import gymtrl.training.machine as m, torch; found = m.machine(gpus=True); "
+        "print(len(found.gpus), torch.cuda.device_count(), torch.cuda.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found, there, initialized = done.stdout.split()
+    assert (found, initialized) == (there, "False")
+    asked = subprocess.run(
+        [sys.executable, "-P", "-m", "gymtrl.training.machine"], capture_output=True, text=True, check=True
+    )
+    assert len(json.loads(asked.stdout)) == int(there)
 
 
 def test_a_limit_of_the_address_space_counts() -> None:

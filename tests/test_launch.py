@@ -25,7 +25,8 @@ from gymtrl import RunError, UserError
 from gymtrl.processes import Supervised
 from gymtrl.training.launch import WORKER, Launch, worker_command, worker_environment
 from gymtrl.training.ranks import require_processes
-from gymtrl.training.slurm import RESTARTS, meeting_point, slurm_script
+from gymtrl.training.settings import TrainSftSettings
+from gymtrl.training.slurm import RESTARTS, job_script, meeting_point, slurm_script
 from test_processes import tagged, wait_for
 
 TESTS = Path(__file__).parent
@@ -239,8 +240,16 @@ def test_another_launcher_leaves_nothing_to_the_worker(monkeypatch: pytest.Monke
     assert not set(foreign) & worker_environment(ONE).keys()
     assert worker_environment(ONE)["OMP_NUM_THREADS"] == "5"
     assert worker_environment(TWO)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert worker_environment(TWO)["OMP_NUM_THREADS"] == "2"
     assert worker_environment(SHARDED)["FSDP_VERSION"] == "2"
     assert "ACCELERATE_USE_CPU" not in worker_environment(Launch(4, cuda=True, engine="fsdp2"))
+
+
+def test_a_job_on_cpus_asks_for_no_gpus() -> None:
+    for trl, gpus in (({}, True), ({"use_cpu": True}, False)):
+        script = job_script(["train", "sft", "d"], TrainSftSettings(nproc=4, nodes=2, trl=trl), name="job", hours=1)
+        assert ("--gpus-per-node" in script) == gpus
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")

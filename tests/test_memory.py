@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,33 @@ def test_weights_are_counted_once(shape: ModelShape) -> None:
     assert (full.weights, full.gradients, full.optimizer) == tuple(n * shape.weights for n in (4, 4, 8))
     adapter = 32 * 4 * (64 * 5 + 96 + 160 + 96 + 48 * 2 + 64 + 160 * 2 + 64)
     assert (lora.weights, lora.gradients, lora.optimizer) == (4 * (shape.weights + adapter), 4 * adapter, 8 * adapter)
+
+
+def test_the_class_that_is_trained_is_counted_and_its_own_code_only_if_trusted(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+    config = Qwen3_5Config(text_config=sizes | heads | linear, vision_config=vision)
+    config.architectures = ["Qwen3_5ForConditionalGeneration"]
+    seeing = Qwen3_5ForConditionalGeneration(config)
+    assert model_shape(config).weights == sum(weight.numel() for weight in seeing.parameters())
+    assert model_shape(config).weights > sum(w.numel() for w in AutoModelForCausalLM.from_config(config).parameters())
+
+    (tmp_path / "own_code.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    own = configuration("llama", 2).to_dict() | {"model_type": "own", "architectures": ["OwnModel"]}
+    names = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnModel"}
+    (tmp_path / "config.json").write_text(json.dumps(own | {"auto_map": names}))
+    foreign = AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        model_shape(foreign)
+    assert model_shape(foreign, trust_remote_code=True) == model_shape(configuration("llama", 2))
 
 
 def test_parts_add_up_and_grow_with_what_is_asked(shape: ModelShape) -> None:

@@ -7,15 +7,36 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from typer.testing import CliRunner
 
-from gymtrl import FormatSftSettings, format_sft
+from gymtrl import (
+    FormatDpoSettings,
+    FormatGrpoSettings,
+    FormatKtoSettings,
+    FormatSftSettings,
+    TrainGrpoSettings,
+    TrainSftSettings,
+    UserError,
+    format_dpo,
+    format_grpo,
+    format_kto,
+    format_sft,
+)
 from gymtrl.cli.main import app
-from gymtrl.training.machine import ADDRESS_SPACE
+from gymtrl.training.calibrate import row_tokens
+from gymtrl.training.data import read_dataset
+from gymtrl.training.machine import ADDRESS_SPACE, Gpu, Machine
+from gymtrl.training.objectives import OBJECTIVES
+from gymtrl.training.plan import check_options
+from gymtrl.training.prepare import prepare, require_quantization
+from gymtrl.training.sft import SFT
+from rows import write_rows
 from tiny import filtered, sums, tiny_llama
 
 _LIMITED = """
@@ -66,6 +87,52 @@ def test_a_plan_tells_the_data_the_numbers_the_memory_and_the_time(tiny: Path) -
     assert speed["seconds"] == pytest.approx(2 * facts["data"]["tokens"] / speed["tokens_per_second"], rel=0.01)
     # Nothing was written beside the dataset.
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["dataset", "filtered", "model"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "grpo"])
+def test_every_objective_tells_its_time(name: str, tiny: Path, tmp_path: Path) -> None:
+    model, source = str(tiny.parent / "model"), write_rows(tmp_path / "rollouts.jsonl", sums(8))
+    dataset = tmp_path / name
+    if name == "grpo":
+        format_grpo(source, dataset, FormatGrpoSettings(model=model, kind="groups"))
+    elif name == "dpo":
+        format_dpo(source, dataset, FormatDpoSettings(model=model))
+    else:
+        format_kto(source, dataset, FormatKtoSettings(model=model))
+    done = CliRunner().invoke(app, ["plan", name, str(dataset), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["speed"]["seconds"] > 0
+    # The tokens whose speed is measured are counted as those of the dataset are.
+    rows = Dataset.from_parquet([str(path) for path in sorted(dataset.glob("data/train-*.parquet"))])
+    objective = OBJECTIVES[name]  # type: ignore[index]
+    assert row_tokens(rows, objective.sequences).sum() == facts["data"]["tokens"]
+
+
+def test_four_bits_need_a_gpu_bitsandbytes_and_recorded_log_probabilities(tiny: Path, tmp_path: Path) -> None:
+    source, groups = write_rows(tmp_path / "rollouts.jsonl", sums(8)), tmp_path / "groups"
+    format_grpo(source, groups, FormatGrpoSettings(model=str(tiny.parent / "model"), kind="groups"))
+    with pytest.raises(UserError, match="16 of 16 rows have no recorded log-probabilities") as caught:
+        prepare(groups, TrainGrpoSettings(method="qlora"))
+    assert "set method to lora" in (caught.value.remedy or "")
+
+    data, card = read_dataset(tiny, SFT.made_by, SFT.sequences), Gpu("a card", 2**30, 2**30, True)
+    with pytest.raises(UserError, match="needs a GPU"):
+        require_quantization(SFT, data, Machine(2**30, "memory", 1))
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(UserError, match="needs bitsandbytes"):
+            require_quantization(SFT, data, Machine(2**30, "memory", 1, (card,)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hub_token": "hf_secret"}, {"model_init_kwargs": {"token": "hf_secret"}}],
+    ids=["trl", "model_init_kwargs"],
+)
+def test_tokens_are_refused_for_they_would_be_written_down(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="token' would be written") as caught:
+        check_options(TrainSftSettings(trl=options), SFT)
+    assert "HF_TOKEN" in (caught.value.remedy or "") and "secret" not in str(caught.value)
 
 
 def test_a_plan_in_words(tiny: Path) -> None:

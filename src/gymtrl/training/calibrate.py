@@ -10,16 +10,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gymtrl.errors import RunError
+from gymtrl.training.data import Sequence
 from gymtrl.training.job import CHECKPOINTS, JOB, Job, read_job, write_json
 from gymtrl.training.launch import Launch, worker_environment
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 STEPS = 3
 """The first warms up; the faster of the others counts."""
@@ -78,9 +83,11 @@ def measure(folder: Path) -> Speed:
     settings = objective.settings.model_validate(job.settings | {"max_steps": STEPS, "report_to": []})
     data = read_dataset(Path(job.dataset), objective.made_by, objective.sequences)
     rows = load_rows(data.train.files, objective.columns, folder / "rows")
-    names = sorted({name for sequence in objective.sequences for name in sequence.ids})
-    lengths = np.sum([[len(ids) for ids in rows[name]] for name in names], axis=0)
+    lengths = row_tokens(rows, objective.sequences)
     longest = np.argsort(lengths)[::-1][: plan.micro_batch]
+    if "reward" in objective.columns:
+        trainer_of = objective.trainer
+        objective = replace(objective, trainer=lambda parts: trainer_of(replace(parts, train=_one_group(parts.train))))
     times: list[float] = []
     with quiet():
         trainer: Any = make_trainer(
@@ -98,6 +105,24 @@ def measure(folder: Path) -> Speed:
         times.append(time.monotonic())
     fastest = min(after - before for before, after in pairwise(times[1:]))
     return Speed(float(lengths[longest].sum()) / fastest, peak_memory())
+
+
+def row_tokens(rows: Dataset, sequences: Iterable[Sequence]) -> np.ndarray[Any, Any]:
+    """Counts the tokens of each row, of all its sequences; what two of them begin with counts twice.
+
+    Args:
+        rows (`Dataset`): Rows of a dataset folder.
+        sequences (`Iterable[Sequence]`): What each gives the model.
+    """
+    columns = [name for sequence in sequences for name in sequence.ids]
+    counted: np.ndarray[Any, Any] = np.sum([[len(ids) for ids in rows[name]] for name in columns], axis=0)
+    return counted
+
+
+def _one_group(rows: Dataset) -> Dataset:
+    """The rows as one group whose rewards differ: one in which they do not is not trained on."""
+    bare = rows.remove_columns(["group", "reward"])
+    return bare.add_column("group", ["0"] * len(rows)).add_column("reward", [float(at % 2) for at in range(len(rows))])
 
 
 if __name__ == "__main__":

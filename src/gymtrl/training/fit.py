@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gymtrl.errors import UserError
-from gymtrl.training.machine import Machine
+from gymtrl.training.launch import Engine
+from gymtrl.training.machine import Gpu, Machine
 from gymtrl.training.memory import MemoryEstimate, Method, ModelShape, Objective, RunShape, estimate
 
 Dtype = Literal["float32", "bfloat16"]
@@ -38,8 +39,11 @@ class FitRequest:
         method (`str`): `"lora"`, `"qlora"` or `"full"`; it is never changed.
         longest (`int`): Tokens of the longest sequence; for pairs, of the longest prompt with one side.
         effective_batch (`int`): Rows of an optimizer step, over all processes.
-        cuda (`bool`): Train on the first GPU.
-        processes (`int`): Each has a GPU of its own, or its share of main memory.
+        cuda (`bool`): Train on the first GPUs.
+        autocast (`bool`): They compute in bfloat16.
+        processes (`int`): Each has a GPU of its own, or its share of its node's main memory.
+        nodes (`int`): Machines that they are divided among, all like this one.
+        engine (`str`): What they share, as `Launch` has it.
         lora_r (`int`): Rank of the adapter.
         micro_batch (`int`, *optional*): Rows at once.
         gradient_checkpointing (`bool`, *optional*): Compute activations again.
@@ -53,12 +57,20 @@ class FitRequest:
     longest: int
     effective_batch: int
     cuda: bool
+    autocast: bool = True
     processes: int = 1
+    nodes: int = 1
+    engine: Engine = "ddp"
     lora_r: int = 32
     micro_batch: int | None = None
     gradient_checkpointing: bool | None = None
     dtype: Dtype | None = None
     least_micro: int = 1
+
+    @property
+    def per_node(self) -> int:
+        """Processes on each node."""
+        return -(-self.processes // self.nodes)
 
 
 @dataclass(frozen=True)
@@ -96,8 +108,14 @@ def fit(request: FitRequest, machine: Machine) -> Fitted:
     Raises:
         UserError: Nothing fits; the remedy names what would.
     """
+    if request.micro_batch is not None and request.micro_batch < request.least_micro:
+        raise UserError(
+            f"micro_batch is {request.micro_batch}, and {request.objective} takes {request.least_micro} rows at once "
+            "at the least: it compares them with each other",
+            remedy=f"leave micro_batch unset, or set it to {request.least_micro} or more",
+        )
     available = available_memory(request, machine)
-    dtype = request.dtype or _dtype(request, machine)
+    dtype = request.dtype or _dtype(request)
     runs = _candidates(request, dtype)
     if not runs:
         rows = "" if request.micro_batch is None else f"micro_batch {request.micro_batch} on "
@@ -118,7 +136,7 @@ def fit(request: FitRequest, machine: Machine) -> Fitted:
                 traded=_traded(request, runs[0], run),
             )
     least = min(estimate(request.model, run).total for run in runs)
-    limit = machine.gpus[0].name if request.cuda else machine.limit
+    limit = min(own_gpus(request, machine), key=_free).name if request.cuda else machine.limit
     raise UserError(
         f"training needs {size(least)} of memory at the least, and {size(available)} can be used ({limit})",
         remedy=_remedy(request, dtype, available),
@@ -136,10 +154,28 @@ def available_memory(request: FitRequest, machine: Machine) -> int:
         UserError: A GPU is wanted and there is none.
     """
     if not request.cuda:
-        return max(0, round(SHARE * machine.memory / request.processes) - PROCESS_BYTES["cpu"])
+        return max(0, round(SHARE * machine.memory / request.per_node) - PROCESS_BYTES["cpu"])
+    return max(0, round(SHARE * min(map(_free, own_gpus(request, machine)))) - PROCESS_BYTES["cuda"])
+
+
+def own_gpus(request: FitRequest, machine: Machine) -> tuple[Gpu, ...]:
+    """The GPUs of a node that the run takes: the first, one a process.
+
+    Args:
+        request (`FitRequest`): The run.
+        machine (`Machine`): The node.
+
+    Raises:
+        UserError: There are too few.
+    """
     if not machine.gpus:
         raise UserError("no GPU was found", remedy="train on the CPU")
-    return max(0, round(SHARE * min(gpu.free for gpu in machine.gpus)) - PROCESS_BYTES["cuda"])
+    if request.per_node > len(machine.gpus):
+        raise UserError(
+            f"{request.per_node} processes on a node with {len(machine.gpus)} GPU(s): each needs one of its own",
+            remedy=f"set nproc to {len(machine.gpus) * request.nodes}",
+        )
+    return machine.gpus[: request.per_node]
 
 
 def longest_that_fits(request: FitRequest, available: int, dtype: Dtype) -> int:
@@ -196,15 +232,21 @@ def _candidates(request: FitRequest, dtype: Dtype) -> list[RunShape]:
             lora_r=request.lora_r,
             weight_bytes=2 if dtype == "bfloat16" else 4,
             cuda=request.cuda,
+            autocast=request.autocast,
+            engine=request.engine,
+            processes=request.processes,
         )
         for rows, checkpointing in order
     ]
 
 
-def _dtype(request: FitRequest, machine: Machine) -> Dtype:
+def _dtype(request: FitRequest) -> Dtype:
     """Frozen weights lose nothing by rounding on a GPU; trained ones would, and CPUs compute slowly in bfloat16."""
-    rounded = request.cuda and request.method != "full" and all(gpu.bfloat16 for gpu in machine.gpus)
-    return "bfloat16" if rounded else "float32"
+    return "bfloat16" if request.cuda and request.autocast and request.method != "full" else "float32"
+
+
+def _free(gpu: Gpu) -> int:
+    return gpu.free
 
 
 def _traded(request: FitRequest, preferred: RunShape, chosen: RunShape) -> tuple[str, ...]:
@@ -240,6 +282,9 @@ def _remedy(request: FitRequest, dtype: Dtype, available: int) -> str:
         if _fits(other, dtype, available):
             return f"leave {names} unset"
     open_again = released["micro_batch and gradient_checkpointing"]
+    divided = replace(open_again, engine="fsdp2")
+    if request.engine == "ddp" and request.processes > 1 and _fits(divided, dtype, available):
+        return "divide the model among the processes: set engine to fsdp2"
     if request.method == "full" and _fits(replace(open_again, method="lora"), dtype, available):
         return "train an adapter: set method to lora"
     tokens = longest_that_fits(open_again, available, dtype)

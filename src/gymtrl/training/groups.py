@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, List, Value
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 from trl.trainer.utils import pad
 
 from gymtrl.errors import UserError
+from gymtrl.models.load import model_class
 from gymtrl.training.tokens import token_columns
 
 COLUMNS = ["prompt_ids", "completion_ids", "completion_mask", "log_probs", "advantage", "length"]
@@ -163,7 +164,9 @@ class GroupCollator:
         return padded
 
 
-def recompute_log_probs(model: Any, dataset: Dataset, *, temperature: float = 1.0) -> Dataset:
+def recompute_log_probs(
+    model: Any, dataset: Dataset, *, temperature: float = 1.0, trust_remote_code: bool = False
+) -> Dataset:
     """Fills in `log_probs` where nothing was recorded.
 
     Args:
@@ -171,6 +174,7 @@ def recompute_log_probs(model: Any, dataset: Dataset, *, temperature: float = 1.
             folder or name is loaded only where something is missing.
         dataset (`Dataset`): Rows of recorded groups.
         temperature (`float`, *optional*, defaults to 1.0): What the rollouts were sampled with.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a model to be loaded brings.
 
     Returns:
         `Dataset`: The same rows; `log_probs` are natural, and 0 where `completion_mask` is.
@@ -180,7 +184,8 @@ def recompute_log_probs(model: Any, dataset: Dataset, *, temperature: float = 1.
         return dataset
     if isinstance(model, str):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(model, dtype="float32").to(device)
+        kind = model_class(AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code))
+        model = kind.from_pretrained(model, dtype="float32", trust_remote_code=trust_remote_code).to(device)
     was_training = model.training
     model.eval()
     tokens = dataset.select_columns(["prompt_ids", "completion_ids", "completion_mask"])

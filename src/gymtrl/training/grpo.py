@@ -26,7 +26,10 @@ def _trainer(parts: Parts) -> Trainer:
     from gymtrl.training.replay import RecordedGroupTrainer
 
     arguments = parts.arguments() | {"eval_dataset": None}
-    rows = recompute_log_probs(parts.model, parts.train, temperature=parts.args.temperature)
+    args = parts.args
+    rows = recompute_log_probs(
+        parts.model, parts.train, temperature=args.temperature, trust_remote_code=args.trust_remote_code
+    )
     return RecordedGroupTrainer(**arguments | {"train_dataset": rows})
 
 

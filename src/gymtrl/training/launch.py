@@ -135,7 +135,9 @@ def worker_environment(launch: Launch) -> dict[str, str]:
             # Where one process sees several GPUs, transformers copies the model to all of them, which TRL refuses.
             made["CUDA_VISIBLE_DEVICES"] = made.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         return made
-    threads = int(made.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    # OpenMP takes a list, too: a number for each level of nesting.
+    asked = made.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    threads = int(asked) if asked.isdecimal() else len(os.sched_getaffinity(0))
     made |= {"OMP_NUM_THREADS": str(max(1, threads // launch.per_node))}
     if not launch.cuda:
         made |= {"ACCELERATE_USE_CPU": "true"}

@@ -1,11 +1,19 @@
-"""What there is to train on: memory that may really be used, cores and GPUs."""
+"""What there is to train on: memory that may really be used, cores and GPUs.
+
+Run as: python -m gymtrl.training.machine, which prints the GPUs as JSON
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+
+from gymtrl.errors import RunError
 
 ADDRESS_SPACE = 1800 * 2**20
 """Measured: what a process maps and does not touch once torch and TRL are imported; a limit of the address space,
@@ -112,15 +120,34 @@ def _left(folder: Path, limit: str, usage: str, droppable: str) -> int | None:
 
 
 def _gpus() -> tuple[Gpu, ...]:
+    """Asks in a process of its own: who asks for free memory holds some of each GPU from then on."""
     try:
         import torch
     except ImportError:
         return ()
     if not torch.cuda.is_available():
         return ()
+    command = [sys.executable, "-P", "-m", "gymtrl.training.machine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise RunError(
+            f"the GPUs cannot be asked for their memory: {told[-1]}",
+            remedy="see what nvidia-smi says, or train on the CPU with CUDA_VISIBLE_DEVICES=''",
+        )
+    return tuple(Gpu(**gpu) for gpu in json.loads(done.stdout.splitlines()[-1]))
+
+
+def _asked() -> list[Gpu]:
+    import torch
+
     found = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         capability = torch.cuda.get_device_capability(index)
         found.append(Gpu(torch.cuda.get_device_name(index), total, free, bfloat16=capability >= (8, 0)))
-    return tuple(found)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(gpu) for gpu in _asked()]))

@@ -10,8 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from gymtrl.models.load import model_class
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from gymtrl.training.launch import Engine
 
 Objective = Literal["sft", "dpo", "kto", "grpo"]
 Method = Literal["lora", "qlora", "full"]
@@ -90,7 +94,10 @@ class RunShape:
         gradient_checkpointing (`bool`): Each layer is computed again in the backward pass.
         lora_r (`int`): Rank of the adapter.
         weight_bytes (`int`): Bytes of a weight held: 4 for float32, 2 for bfloat16.
-        cuda (`bool`): On a GPU, under bfloat16 autocast; else on CPU in float32.
+        cuda (`bool`): On a GPU; else on CPU in float32.
+        autocast (`bool`): On a GPU, compute in bfloat16; else in float32.
+        engine (`str`): What several processes share, as `Launch` has it.
+        processes (`int`): All of them.
     """
 
     objective: Objective
@@ -102,6 +109,19 @@ class RunShape:
     lora_r: int = 32
     weight_bytes: int = 4
     cuda: bool = False
+    autocast: bool = True
+    engine: Engine = "ddp"
+    processes: int = 1
+
+    @property
+    def computed_bytes(self) -> int:
+        """Bytes of a number that matrices are multiplied in."""
+        return 2 if self.cuda and self.autocast else 4
+
+    @property
+    def shards(self) -> int:
+        """Parts into which weights, gradients and optimizer are divided."""
+        return self.processes if self.engine != "ddp" else 1
 
 
 @dataclass(frozen=True)
@@ -132,17 +152,22 @@ class MemoryEstimate:
         return sum(int(getattr(self, field.name)) for field in fields(self))
 
 
-def model_shape(config: PretrainedConfig) -> ModelShape:
+def model_shape(config: PretrainedConfig, *, trust_remote_code: bool = False) -> ModelShape:
     """Counts what a model holds without allocating it.
 
     Args:
         config (`PretrainedConfig`): Of the model.
+        trust_remote_code (`bool`): Run the code that the model brings.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    kind = model_class(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        if kind is AutoModelForCausalLM:
+            model = kind.from_config(config, trust_remote_code=trust_remote_code)
+        else:
+            model = kind(config)
     head = model.get_output_embeddings()
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
     text = config.get_text_config()
@@ -175,8 +200,13 @@ def estimate(model: ModelShape, run: RunShape) -> MemoryEstimate:
     """
     trained = trained_weights(model, run)
     each = run.weight_bytes if run.method == "full" else 4  # PEFT keeps adapters in float32
-    weights, gradients, optimizer = _weight_bytes(model, run), each * trained, 2 * each * trained
-    reference = model.weights * run.weight_bytes if run.objective in ("dpo", "kto") and run.method == "full" else 0
+    weights, optimizer = _weight_bytes(model, run), 2 * each * trained // run.shards
+    gradients = each * trained // run.shards
+    if run.engine == "fsdp2" and run.shards > 1 and run.accumulation > 1:
+        # Gradients are summed over the processes, and divided, at the end of a step; until then each holds all of them.
+        gradients = run.computed_bytes * trained
+    compares = run.objective in ("dpo", "kto") and run.method == "full"
+    reference = model.weights * run.weight_bytes // run.shards if compares else 0
     activations, logits = activation_bytes(model, run), _head_bytes(model, run)
     layer = _layer_bytes(model, run) if run.gradient_checkpointing else 0
     if layer > logits:  # the backward pass of one layer, computed again, takes more than that of the head
@@ -186,9 +216,11 @@ def estimate(model: ModelShape, run: RunShape) -> MemoryEstimate:
         gradients = max(0, gradients - activations - logits)
     temporary = 0 if run.cuda else _heap_bytes(model, run) + LIBRARY_BYTES
     held = weights + gradients + optimizer + reference + activations + logits + temporary
-    # While a model is loaded into another type, the pages of its file count too.
+    # While a model is loaded into another type, the pages of its file count too. The first process loads all of it, in
+    # main memory, before it is divided.
     pages = 0 if run.cuda or run.weight_bytes == model.stored_bytes else model.weights * model.stored_bytes
-    temporary += max(0, weights + reference + pages - held)
+    whole = max(weights, model.weights * run.weight_bytes) if run.shards > 1 and not run.cuda else weights
+    temporary += max(0, whole + reference + pages - held)
     return MemoryEstimate(weights, gradients, optimizer, activations, logits, reference, temporary)
 
 
@@ -226,7 +258,7 @@ def _kept_by_layer(model: ModelShape, run: RunShape) -> int:
     attention = 2 * queries + 2 * (queries if padded else keys)
     forward = 4 * model.intermediate
     between = 0 if full else run.lora_r * model.linears // model.layers
-    if run.cuda:
+    if run.computed_bytes == 2:
         # Norms compute in float32 whatever their input; the rest is bfloat16. What comes to a linear layer in float32,
         # or passes through it on its way into an adapter, leaves each layer with a bfloat16 copy of its own.
         copies = model.linear_inputs // model.layers
@@ -242,13 +274,13 @@ def _kept_by_layer(model: ModelShape, run: RunShape) -> int:
         elements = 4 * (norms * (2 if full else 1) + normed + attention + forward + between)
     tokens = _sequences(run) * run.longest
     # The mask in the type of the queries, which each layer makes for itself.
-    mask = tokens * run.longest * (2 if run.cuda else 4) if padded else 0
+    mask = tokens * run.longest * run.computed_bytes if padded else 0
     return tokens * (elements + 4 * model.heads) + mask
 
 
 def _layer_bytes(model: ModelShape, run: RunShape) -> int:
     """One layer in its backward pass: what it has computed again, and gradients of its widest tensors."""
-    passing = (3 * model.intermediate + 2 * model.hidden) * (2 if run.cuda else 4)
+    passing = (3 * model.intermediate + 2 * model.hidden) * run.computed_bytes
     return _kept_by_layer(model, run) + _sequences(run) * run.longest * passing
 
 
@@ -265,8 +297,8 @@ def _head_bytes(model: ModelShape, run: RunShape) -> int:
     """
     positions = _sequences(run) * (run.longest - 1)
     rows, columns = min(positions, HEAD_ROWS), min(model.vocabulary, HEAD_COLUMNS)
-    on_gpu, on_cpu = 2 * (rows * HEAD_COLUMNS + columns * model.hidden), rows * columns * HEAD_TILE_BYTES
-    tiles = on_gpu if run.cuda else on_cpu
+    on_gpu = run.computed_bytes * (rows * HEAD_COLUMNS + columns * model.hidden)
+    tiles = on_gpu if run.cuda else rows * columns * HEAD_TILE_BYTES
     gradient_of_input = positions * model.hidden * 4
     if run.method != "full":
         return tiles + gradient_of_input
@@ -277,15 +309,19 @@ def _head_bytes(model: ModelShape, run: RunShape) -> int:
 
 
 def _weight_bytes(model: ModelShape, run: RunShape) -> int:
-    if run.method == "full":
-        # Autocast keeps a bfloat16 copy of every matrix for the length of a forward pass.
-        return model.weights * run.weight_bytes + (2 * model.linear if run.cuda and run.weight_bytes == 4 else 0)
-    adapter = trained_weights(model, run)
-    adapter_bytes = adapter * 4 + (adapter * 2 if run.cuda else 0)
-    if run.method == "qlora":
-        rest = model.weights - model.linear
-        return round(model.linear * QUANTIZED_BYTES) + rest * run.weight_bytes + adapter_bytes
-    return model.weights * run.weight_bytes + adapter_bytes
+    each = QUANTIZED_BYTES if run.method == "qlora" else run.weight_bytes
+    rest = model.weights - model.linear
+    held = round(model.linear * each) + rest * run.weight_bytes
+    adapter = 0 if run.method == "full" else trained_weights(model, run)
+    held += 4 * adapter
+    if run.shards > 1:
+        # Whole are the layer in use and the next one, which is fetched meanwhile, and what lies in no layer.
+        layers = 2 * round(model.linear * min(each, run.computed_bytes)) // model.layers
+        return held // run.shards + layers + rest * run.computed_bytes
+    if run.computed_bytes == 2:
+        # Autocast keeps a bfloat16 copy of every float32 matrix for the length of a forward pass.
+        held += 2 * (adapter or (model.linear if run.weight_bytes == 4 else 0))
+    return held
 
 
 def _sequences(run: RunShape) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymtrl.errors import UserError
 from gymtrl.training.data import TrainingData
-from gymtrl.training.fit import FitRequest, Fitted, available_memory, fit
+from gymtrl.training.fit import FitRequest, Fitted, available_memory, fit, own_gpus
 from gymtrl.training.machine import Machine
 from gymtrl.training.memory import MemoryEstimate, ModelShape
 from gymtrl.training.objective import Defaults, Objective
@@ -87,7 +87,8 @@ class Plan:
         save_steps (`int`): Steps between checkpoints.
         gradient_checkpointing (`bool`): Recompute activations.
         dtype (`str`): Type of the weights in memory: `float32` or `bfloat16`.
-        cuda (`bool`): Train on a GPU, computing in bfloat16; else on CPU in float32.
+        cuda (`bool`): Train on GPUs; else on CPU.
+        autocast (`bool`): Compute in bfloat16, on GPUs that can; else in float32.
         offload (`bool`): Activations wait in main memory for the backward pass.
         optimizer (`str`): As transformers names it; `trl: {optim: ...}` chooses another.
     """
@@ -106,6 +107,7 @@ class Plan:
     gradient_checkpointing: bool
     dtype: str
     cuda: bool
+    autocast: bool = False
     offload: bool = False
     optimizer: str = ADAMW
 
@@ -167,12 +169,18 @@ def plan(
         effective_batch=effective,
         cuda=cuda,
         processes=settings.nproc,
+        nodes=settings.nodes,
+        engine=settings.engine,
         lora_r=settings.lora_r,
         micro_batch=settings.micro_batch,
         gradient_checkpointing=settings.gradient_checkpointing,
         least_micro=objective.least_micro,
     )
+    if cuda and not all(gpu.bfloat16 for gpu in own_gpus(request, machine)):
+        request = replace(request, autocast=False)
     fitted, notes = _fitted(request, machine)
+    if not request.autocast:
+        notes = (*notes, "the GPU does not compute in bfloat16; float32 takes more memory and time")
     optimizer = str(settings.trl.get("optim", ADAMW))
     if not optimizer.startswith(ADAMW):
         notes = (*notes, f"memory is estimated for AdamW; {optimizer} takes more or less")
@@ -193,6 +201,7 @@ def plan(
         gradient_checkpointing=fitted.gradient_checkpointing,
         dtype=fitted.dtype,
         cuda=cuda,
+        autocast=cuda and request.autocast,
         optimizer=optimizer,
     )
     return Planned(made, _origins(settings, defaults, rows), fitted.memory, fitted.available, notes)
@@ -258,12 +267,23 @@ def check_options(settings: TrainSettings, objective: Objective) -> None:
     given = settings.trl.get("model_init_kwargs", {})
     if not isinstance(given, dict):
         raise UserError("trl: 'model_init_kwargs' is no mapping", remedy="give arguments of from_pretrained by name")
+    _refuse_tokens("trl", settings.trl)
+    _refuse_tokens("model_init_kwargs", given)
     if settings.quantization and settings.method != "qlora":
         raise UserError(
             f"quantization is for method qlora, and the method is {settings.method}", remedy="set method to qlora"
         )
     if settings.adapter and settings.method == "full":
         raise UserError("an adapter is given, and the method is full", remedy="set method to lora or qlora")
+
+
+def _refuse_tokens(section: str, options: dict[str, Any]) -> None:
+    for key in ("hub_token", "token", "use_auth_token"):
+        if key in options:
+            raise UserError(
+                f"{section}: '{key}' would be written into the files of the run for all to read",
+                remedy="set the environment variable HF_TOKEN in its place",
+            )
 
 
 def trl_config(
@@ -295,7 +315,7 @@ def trl_config(
         "train_sampling_strategy": "batch_rebalance" if rebalance else "random",
         "optim": plan.optimizer,
         "use_cpu": not plan.cuda,
-        "bf16": plan.cuda,
+        "bf16": plan.autocast,
         "model_init_kwargs": {"dtype": plan.dtype},
         "logging_steps": 1,
         "save_strategy": "steps",

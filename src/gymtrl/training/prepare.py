@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
 
 from gymtrl.doctor.diagnose import diagnose
 from gymtrl.doctor.facts import data_facts
@@ -18,7 +21,7 @@ from gymtrl.training.calibrate import calibrate
 from gymtrl.training.data import TrainingData, dataset_manifest, read_dataset
 from gymtrl.training.job import Job
 from gymtrl.training.launch import Launch
-from gymtrl.training.machine import machine
+from gymtrl.training.machine import Machine, machine
 from gymtrl.training.memory import ModelShape, model_shape
 from gymtrl.training.objective import Objective
 from gymtrl.training.objectives import OBJECTIVES
@@ -82,10 +85,11 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
         require_own_adapter(Path(settings.adapter), base, config)
         settings = settings.model_copy(update={"lora_r": adapter_rank(Path(settings.adapter))})
 
-    shape = model_shape(config)
-    planned = plan(
-        settings, objective, rows=data.train.rows, longest=data.train.longest, shape=shape, machine=machine(gpus=True)
-    )
+    where = machine(gpus=not settings.trl.get("use_cpu"))
+    if settings.method == "qlora":
+        require_quantization(objective, data, where)
+    shape = model_shape(config, trust_remote_code=trust)
+    planned = plan(settings, objective, rows=data.train.rows, longest=data.train.longest, shape=shape, machine=where)
     resolved = planned.plan
     facts = data_facts(dataset)
     job = Job(objective.name, settings.model_dump(mode="json"), resolved, str(dataset), base, facts)
@@ -140,6 +144,32 @@ def objective_of(settings: TrainSettings) -> Objective:
             return objective
     names = ", ".join(objective.settings.__name__ for objective in OBJECTIVES.values())
     raise UserError(f"{type(settings).__name__} are settings of no objective", remedy=f"give one of {names}")
+
+
+def require_quantization(objective: Objective, data: TrainingData, machine: Machine) -> None:
+    """Checks that a model can be trained in 4 bits.
+
+    Args:
+        objective (`Objective`): What is trained.
+        data (`TrainingData`): On what.
+        machine (`Machine`): Where, with its GPUs.
+
+    Raises:
+        UserError: Log-probabilities are missing, which the whole model would be loaded in float32 for; or there is no
+            GPU, or no bitsandbytes.
+    """
+    if "log_probs" in objective.columns:
+        columns = (pq.read_table(path, columns=["log_probs"]).column(0) for path in data.train.files)
+        if missing := sum(column.null_count for column in columns):
+            raise UserError(
+                f"{missing} of {data.train.rows} rows have no recorded log-probabilities, and the whole model would be "
+                "loaded to compute them, which qlora is there to avoid",
+                remedy="collect rollouts with their log-probabilities, or set method to lora",
+            )
+    if not machine.gpus:
+        raise UserError("method qlora needs a GPU, and none was found", remedy="set method to lora")
+    if find_spec("bitsandbytes") is None:
+        raise UserError("method qlora needs bitsandbytes", remedy="pip install bitsandbytes, or set method to lora")
 
 
 def _require_same_tokens(

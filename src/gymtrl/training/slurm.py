@@ -65,7 +65,8 @@ def job_script(words: Sequence[str], settings: TrainSettings, *, name: str, hour
             kept.append(word)
         skip = not skip and word in _OWN_OPTIONS
     # Written where there may be no GPU, for nodes that have them.
-    launch = Launch(processes=settings.nproc, cuda=True, nodes=settings.nodes, engine=settings.engine)
+    cuda = not settings.trl.get("use_cpu")
+    launch = Launch(processes=settings.nproc, cuda=cuda, nodes=settings.nodes, engine=settings.engine)
     return slurm_script(kept, launch, name=name, folder=Path.cwd(), hours=hours)
 
 

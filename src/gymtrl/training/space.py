@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gymtrl.errors import RunError
+from gymtrl.training.fit import size
 from gymtrl.training.memory import ModelShape
 
 TOKEN_BYTES = 8
@@ -89,8 +90,8 @@ def require_space(folder: Path, needed: int) -> None:
     _, lacking = _free_and_lacking(folder, needed)
     if lacking > 0:
         raise RunError(
-            f"training needs {_size(needed)} in {folder.parent}, and {_size(needed - lacking)} are free",
-            remedy=f"free {_size(lacking)}, or choose a folder on another disk with -o",
+            f"training needs {size(needed)} in {folder.parent}, and {size(needed - lacking)} are free",
+            remedy=f"free {size(lacking)}, or choose a folder on another disk with -o",
         )
 
 
@@ -105,9 +106,9 @@ def disk_full(folder: Path, room: Room, why: str | None) -> RunError:
     free, lacking = _free_and_lacking(folder, room.run)
     wanted = max(lacking, room.checkpoint - free)
     return RunError(
-        f"the disk is full: {folder.parent} has {_size(free)} left, and a checkpoint takes {_size(room.checkpoint)}"
+        f"the disk is full: {folder.parent} has {size(free)} left, and a checkpoint takes {size(room.checkpoint)}"
         + (f" ({why})" if why else ""),
-        remedy=(f"free {_size(wanted)} there" if wanted > 0 else "see that there stays room")
+        remedy=(f"free {size(wanted)} there" if wanted > 0 else "see that there stays room")
         + " and run it again, to go on from the last checkpoint; or begin anew on another disk with -o",
     )
 
@@ -117,7 +118,3 @@ def _free_and_lacking(folder: Path, needed: int) -> tuple[int, int]:
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     return free, needed - free - held
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
