@@ -14,3 +14,20 @@ def model_class(config: PretrainedConfig) -> Any:
 
     named = (config.architectures or [""])[0]
     return getattr(transformers, named, transformers.AutoModelForCausalLM)
+
+
+def weightless(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Any:
+    """Builds a model on the meta device, which holds shapes and no weights.
+
+    Args:
+        config (`PretrainedConfig`): Of the model.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that the model brings.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind = model_class(config)
+    with torch.device("meta"):
+        if kind is AutoModelForCausalLM:
+            return kind.from_config(config, trust_remote_code=trust_remote_code)
+        return kind(config)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gymtrl.errors import UserError
 from gymtrl.models.fingerprint import model_file
-from gymtrl.models.load import model_class
+from gymtrl.models.load import model_class, weightless
 from gymtrl.training.quiet import quiet
 
 if TYPE_CHECKING:
@@ -53,13 +53,18 @@ def require_weights(base: str, config: PretrainedConfig) -> None:
         raise UserError(f"{base} lacks {len(names)} of its weights, such as {names[0]}", remedy=remedy)
 
 
-def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> None:
+def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
     """Checks that an adapter was trained on this model.
+
+    Args:
+        adapter (`Path`): Its folder.
+        base (`str`): Folder or hub id of the model.
+        config (`PretrainedConfig`): Of the model.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that the model brings.
 
     Raises:
         UserError: It is no LoRA adapter, names another model, or its weights fit no layer of this one.
     """
-    import torch
     from safetensors import safe_open
 
     settings_file, weights_file = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
@@ -77,10 +82,8 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig) -> N
             f"the adapter {adapter} was trained on {named or 'a model that it does not name'}, not on {base}",
             remedy=f"give --model {named}, or an adapter of {base}",
         )
-    architecture = model_class(config)
-    build = getattr(architecture, "from_config", None) or architecture._from_config
-    with torch.device("meta"):
-        layers = {name: weight.shape for name, weight in build(config).named_parameters()}
+    model = weightless(config, trust_remote_code=trust_remote_code)
+    layers = {name: weight.shape for name, weight in model.named_parameters()}
     for name, shape in shapes.items():
         layer, _, side = name.removeprefix("base_model.model.").partition(".lora_")
         wide = layers.get(f"{layer}.weight")

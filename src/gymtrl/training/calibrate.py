@@ -22,6 +22,7 @@ from gymtrl.errors import RunError
 from gymtrl.training.data import Sequence
 from gymtrl.training.job import CHECKPOINTS, JOB, Job, read_job, write_json
 from gymtrl.training.launch import Launch, worker_environment
+from gymtrl.training.quiet import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,7 +76,7 @@ def measure(folder: Path) -> Speed:
     from gymtrl.training.data import load_rows, read_dataset
     from gymtrl.training.objectives import OBJECTIVES
     from gymtrl.training.progress import peak_memory
-    from gymtrl.training.worker import make_trainer, quiet
+    from gymtrl.training.worker import make_trainer
 
     job = read_job(folder)
     objective = OBJECTIVES[job.objective]  # type: ignore[index]

@@ -25,12 +25,11 @@ def _trainer(parts: Parts) -> Trainer:
     from gymtrl.training.groups import recompute_log_probs
     from gymtrl.training.replay import RecordedGroupTrainer
 
-    arguments = parts.arguments() | {"eval_dataset": None}
     args = parts.args
     rows = recompute_log_probs(
         parts.model, parts.train, temperature=args.temperature, trust_remote_code=args.trust_remote_code
     )
-    return RecordedGroupTrainer(**arguments | {"train_dataset": rows})
+    return RecordedGroupTrainer(**parts.arguments() | {"train_dataset": rows})
 
 
 def _options(settings: TrainGrpoSettings, data: TrainingData) -> dict[str, Any]:
@@ -50,6 +49,7 @@ GRPO = Objective(
     settings=TrainGrpoSettings,
     sequences=(Sequence(("prompt_ids", "completion_ids"), "completion_mask"),),
     offloads=False,
+    evaluates=False,  # recorded rollouts tell little of what a policy that has moved on would do
     more_columns=("log_probs", "reward", "group"),
     defaults=Defaults(
         lora_rate=5e-6,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from gymtrl.models.load import model_class
+from gymtrl.models.load import weightless
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -160,14 +160,8 @@ def model_shape(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
         trust_remote_code (`bool`): Run the code that the model brings.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    kind = model_class(config)
-    with torch.device("meta"):
-        if kind is AutoModelForCausalLM:
-            model = kind.from_config(config, trust_remote_code=trust_remote_code)
-        else:
-            model = kind(config)
+    model = weightless(config, trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
     text = config.get_text_config()

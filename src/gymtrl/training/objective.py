@@ -91,6 +91,7 @@ class Objective:
         least_micro (`int`): Fewest rows at once; TRL's KTO pairs rows within a micro-batch.
         free_micro (`bool`): The loss does not depend on how an effective batch is divided.
         offloads (`bool`): TRL's trainer can let activations wait in main memory.
+        evaluates (`bool`): A loss on validation rows tells something.
         config (`Callable`): Returns TRL's configuration class.
         trainer (`Callable`): Makes the trainer of its parts.
         settings (`type[TrainSettings]`): Of the verb.
@@ -112,6 +113,7 @@ class Objective:
     least_micro: int = 1
     free_micro: bool = True
     offloads: bool = True
+    evaluates: bool = True
     own_options: dict[str, str] = field(default_factory=dict)
     fixed_options: tuple[str, ...] = ()
 

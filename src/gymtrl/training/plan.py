@@ -59,6 +59,7 @@ FIXED_OPTIONS = (
     "push_to_hub",
     "eval_strategy",
     "eval_on_start",
+    "restore_callback_states_from_checkpoint",
     "logging_nan_inf_filter",
     "average_tokens_across_devices",
     "fsdp",
@@ -321,7 +322,7 @@ def trl_config(
         "save_strategy": "steps",
         "save_steps": plan.save_steps,
         "save_total_limit": 2,
-        "eval_strategy": "no",
+        "eval_strategy": "epoch" if data.validation is not None and objective.evaluates else "no",
         "logging_nan_inf_filter": False,  # what is no number is to be seen
         "report_to": settings.report_to or "none",
         "disable_tqdm": True,

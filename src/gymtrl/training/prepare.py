@@ -82,7 +82,7 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
     config = load_config(base, trust_remote_code=trust)
     _require_same_tokens(data, base, load_tokenizer(base, trust_remote_code=trust), config)
     if settings.adapter is not None:
-        require_own_adapter(Path(settings.adapter), base, config)
+        require_own_adapter(Path(settings.adapter), base, config, trust_remote_code=trust)
         settings = settings.model_copy(update={"lora_r": adapter_rank(Path(settings.adapter))})
 
     where = machine(gpus=not settings.trl.get("use_cpu"))

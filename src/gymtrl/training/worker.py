@@ -40,7 +40,7 @@ from gymtrl.training.objective import Objective, Parts
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import trl_config
 from gymtrl.training.progress import is_first_process, peak_memory
-from gymtrl.training.quiet import quiet as quiet
+from gymtrl.training.quiet import quiet
 from gymtrl.training.settings import TrainSettings
 from gymtrl.workspace.artefact import is_disk_full
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 EVAL_ROWS = 200
-"""Validation rows that the loss is measured on before and after; more would cost time and hardly move the figure."""
+"""Validation rows that the loss is measured on before, after and at the end of each epoch; more would cost time and hardly move the figure."""
 
 _ALLOCATORS = (
     "can't allocate memory",
@@ -137,8 +137,8 @@ def _train(
     trainer = make_trainer(job, objective, settings, data, folder / CHECKPOINTS)
     # Where several processes share the model, measuring it before it is prepared for training would undo the sharing.
     trainer.args.eval_on_start = trainer.eval_dataset is not None and resumed_from is None
-    steps = [entry for entry in log.kept if "loss" in entry]
-    watch = Watch(replace(job.record(), steps=tuple(steps)), folder / FINDINGS)
+    steps, evals = (tuple(entry for entry in log.kept if name in entry) for name in ("loss", "eval_loss"))
+    watch = Watch(replace(job.record(), steps=steps, evals=evals), folder / FINDINGS)
     for callback in (log, narrator, watch, SaveLast(trainer)):  # the last sees what the others decide
         trainer.add_callback(callback)
     stage.now = "training"
@@ -193,14 +193,15 @@ def make_trainer(
     from gymtrl.training.ranks import RequireEngine, require_processes, shard_on_cpu
 
     cache = work / "data"
+    if only is not None or not objective.evaluates:
+        data = replace(data, validation=None)
     args = trl_config(settings, objective, data, job.plan, work)  # joins the processes
     require_processes(job.plan.processes)
     if settings.engine == "fsdp2" and not job.plan.cuda and job.plan.processes > 1:
         shard_on_cpu()
-    train = load_rows(data.train.files, objective.columns, cache).shuffle(seed=settings.seed)
+    train = load_rows(data.train.files, objective.columns, cache)
+    train = train.shuffle(seed=settings.seed) if only is None else train.select(only)
     validation = load_rows(data.validation.files, objective.columns, cache) if data.validation is not None else None
-    if only is not None:
-        train, validation = load_rows(data.train.files, objective.columns, cache).select(only), None
     if validation is not None and len(validation) > EVAL_ROWS:
         validation = validation.select(range(EVAL_ROWS))
     quantization = _quantization(settings, job)
