@@ -97,6 +97,11 @@ def test_killed_in_training_it_goes_on_to_the_same_model_and_then_is_up_to_date(
     done = gymtrl(job, "run", "recipe.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 8/8" in done.stderr and "step 1/8" not in done.stderr
+    assert "plan: steps 8 · rows a step 4" in done.stdout and done.stdout.count("note: ") == 0
+    before, after = done.stdout.split("SFT of ")  # what is wrong with it is told before and afterwards
+    assert "warning: Very few optimizer steps (few_steps)" in before and "Very few optimizer steps" in after
+    page = job / "out" / "trained" / "report.html"
+    page.unlink()  # as an interruption right after training would leave it
     assert states(done.stdout) == {
         "inspect": False,
         "filter": False,
@@ -109,6 +114,7 @@ def test_killed_in_training_it_goes_on_to_the_same_model_and_then_is_up_to_date(
     assert states(again.getvalue()) == dict.fromkeys(("inspect", "filter", "format", "train"), False) | {
         "together": True
     }
+    assert page.is_file() and "Very few optimizer steps" in again.getvalue()
 
     settings: dict[str, Any] = read_manifest(job / "out" / "trained").settings
     assert {name: settings[name] for name in TRAINING} == TRAINING

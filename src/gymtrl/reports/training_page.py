@@ -13,10 +13,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from gymtrl.reports.curves import HEIGHT, WIDTH, Chart, Curve, chart, curve, events, speed
+from gymtrl.reports.training import (
+    TrainingRun,
+    changes,
+    effort,
+    figure,
+    flat,
+    headline,
+    outcome,
+    provenance,
+    stopped,
+    words,
+)
 from gymtrl.text import plain
-
-from .curves import HEIGHT, WIDTH, Chart, Curve, chart, curve, events, speed
-from .training import TrainingRun, changes, effort, figure, flat, headline, outcome, provenance, words
 
 _CURVES: dict[str, list[tuple[str, str]]] = {
     "Loss": [("loss", "training")],
@@ -84,6 +94,7 @@ def training_page(run: TrainingRun) -> str:
         title=headline(run),
         effort=effort(run),
         outcome=outcome(run),
+        stopped=stopped(run),
         changes=changes(run),
         charts=charts,
         further=further,
