@@ -236,4 +236,4 @@ def test_commands_of_a_page_run_and_show_what_it_says(
 
 def test_readme_links_the_pages() -> None:
     readme = (DOCS.parent / "README.md").read_text()
-    assert all(f"(docs/{page})" in readme for page in (*PAGES, "defaults.md"))
+    assert all(f"(docs/{page})" in readme for page in (*PAGES, "defaults.md", "doctor.md", "learning.md"))

@@ -159,6 +159,12 @@ def test_a_stage_that_is_not_there_cannot_be_started_after(job: Path) -> None:
         ("rollouts: none.jsonl\nmodel: m", "none.jsonl does not exist"),
         ("rollouts: rollouts.jsonl\nmodel: m\nobjective: ppo", r"objective = 'ppo' \(recipe r.yaml:3\)"),
         ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft:\n  epochs: -1", r"epochs = -1 \(recipe r.yaml:4\)"),
+        ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft: {trl: {adam_epsilom: 1}}", "did you mean 'adam_epsilon'"),
+        ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft: {report_to: [wandbb]}", "did you mean 'wandb'"),
+        (
+            "rollouts: rollouts.jsonl\nmodel: m\nobjective: grpo\nformat grpo: {kind: prompts}",
+            r"kind = 'prompts' \(recipe r.yaml:4\): 'train grpo' takes groups",
+        ),
         ("rollouts: rollouts.jsonl\nmodel: m\nvalidate: {repeats: 0}", r"repeats = 0 \(recipe r.yaml:3\)"),
     ],
 )
@@ -191,6 +197,12 @@ def test_without_gym_or_tasks_a_validation_stops_the_job_before_it_trains(job: P
         run_job(open_job(Path("recipe.yaml")))
     assert refused.value.remedy is not None and "materialized_inputs" in refused.value.remedy
     assert sorted(os.listdir(job / "out")) == ["filter"]
+    (job / "out" / "sft").mkdir()
+    (job / "out" / "sft" / "manifest.json").write_bytes(
+        (job / "out" / "filter" / "manifest.json").read_bytes().replace(b'"verb": "filter"', b'"verb": "format sft"')
+    )
+    with pytest.raises(UserError, match="no tasks to validate on"):
+        run_job(open_job(Path("recipe.yaml")), start=Stage.TRAIN)
 
 
 def test_a_folder_of_another_objective_is_not_overwritten(job: Path, model: Path) -> None:

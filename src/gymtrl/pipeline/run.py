@@ -23,6 +23,10 @@ from gymtrl.selection.filter import HELD_OUT_INPUTS
 from gymtrl.selection.settings import FilterSettings
 from gymtrl.selection.source import dotted_cluster
 from gymtrl.text import plain
+from gymtrl.training.plan import check_options
+from gymtrl.training.prepare import objective_of
+from gymtrl.training.settings import TrainSettings
+from gymtrl.training.trackers import check_trackers
 from gymtrl.validation.settings import ValidateSettings
 from gymtrl.validation.validate import model_folder, read_comparison
 from gymtrl.workspace.artefact import MANIFEST, read_manifest
@@ -84,7 +88,13 @@ def open_job(path: Path) -> Job:
     filtering: FilterSettings = settings("filter")
     groups = {"kind": ("groups", "what train grpo takes")} if objective == "grpo" else {}
     formatting = settings(f"format {objective}", **groups)
-    training = settings(f"train {objective}")
+    if objective == "grpo" and formatting.kind != "groups":
+        raise UserError(
+            f"kind = {formatting.kind!r} ({resolved['format grpo'].origins['kind']}): 'train grpo' takes groups",
+            remedy="leave 'kind' out below 'format grpo:'",
+        )
+    training: TrainSettings = settings(f"train {objective}")
+    _check_passed_on(training)
     files = expand_inputs(spooled(rollouts, out))
     steps = [
         filter_step(files, out / "filter", filtering),
@@ -126,9 +136,9 @@ def run_job(job: Job, *, start: Stage | None = None, console: Console | None = N
     if start in (None, Stage.INSPECT):
         _inspect(job, clock, anew=start is not None)
     for step in steps:
-        clock.go(step, _WHAT[step.stage], anew=start is not None)
-        if step.stage == "filter":
+        if step.stage != "filter":
             _require_tasks(job)
+        clock.go(step, _WHAT[step.stage], anew=start is not None)
     console.print("\n[bold]Time[/]")
     console.print(clock.table())
     if "validate" not in job.resolved:
@@ -185,13 +195,20 @@ def _look_ahead(job: Job, steps: list[Step], start: Stage | None) -> None:
         if not there and step not in steps:
             raise UserError(f"--from {start}: there is no {step.folder} yet", remedy="run it without --from")
     last = job.steps[-1]
-    if last.verb != "validate" or (last.folder / MANIFEST).is_file():
+    if last.verb != "validate" or (start is None and all(step.done() for step in job.steps)):
         return
     settings: ValidateSettings = job.resolved["validate"].settings
     if not Path(settings.baseline).is_file():
         model_folder(Path(settings.baseline))
     if settings.head is None:
         require_installation(settings.gym_home, settings.server)
+
+
+def _check_passed_on(training: TrainSettings) -> None:
+    """Finds mistakes in what training passes on to other libraries, which are imported only where there is any."""
+    check_trackers(training.report_to)
+    if training.trl or training.peft or training.quantization or training.adapter:
+        check_options(training, objective_of(training))
 
 
 def _inspect(job: Job, clock: Clock, *, anew: bool) -> None:
