@@ -65,8 +65,8 @@ class JobSettings(BaseModel, extra="forbid"):
         json_schema_extra={"source": "no default: they are what the job is about"},
     )
     model: str = Field(
-        description="Model to train: a folder or a hub id (a folder where validate compares with it). Every stage takes it "
-        "unless its section names another",
+        description="Model to train: a folder or a hub id (a folder where validate compares with it). Every stage "
+        "takes it unless its section names another",
         json_schema_extra={"source": "no default: tokens belong to one model"},
     )
     out: Path | None = Field(

@@ -138,7 +138,10 @@ class TrainSettings(BaseModel, extra="forbid"):
         json_schema_extra={"source": "QLoRA, arXiv:2305.14314: NF4, double quantization"},
     )
 
-    _report_to_one = field_validator("report_to", mode="before", json_schema_input_type=list[str] | str)(one_or_more)
+    @field_validator("report_to", mode="before", json_schema_input_type=list[str] | str)
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        return one_or_more(value)
 
 
 class TrainSftSettings(TrainSettings):
@@ -165,7 +168,10 @@ class TrainDpoSettings(TrainSettings):
         json_schema_extra={"source": "Iterative RPO, arXiv:2404.19733"},
     )
 
-    _loss_type_one = field_validator("loss_type", mode="before", json_schema_input_type=list[str] | str)(one_or_more)
+    @field_validator("loss_type", mode="before", json_schema_input_type=list[str] | str)
+    @classmethod
+    def _losses(cls, value: Any) -> Any:
+        return one_or_more(value)
 
 
 class TrainKtoSettings(TrainSettings):
