@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
@@ -209,3 +210,16 @@ def test_a_folder_of_another_objective_is_not_overwritten(job: Path, model: Path
     format_kto(Path("rollouts.jsonl"), Path("out/sft"), FormatKtoSettings(model=str(model)))
     with pytest.raises(UserError, match="out/sft holds what 'format kto' wrote, not 'format sft'"):
         run_job(open_job(Path("recipe.yaml")))
+
+
+def test_what_is_packed_is_not_unpacked_to_show_a_job(job: Path) -> None:
+    Path("rollouts.jsonl.gz").write_bytes(gzip.compress(Path("rollouts.jsonl").read_bytes()))
+    Path("rollouts.jsonl").unlink()
+    recipe = Path("recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("rollouts.jsonl", "rollouts.jsonl.gz"))
+    shown = open_job(recipe, dry=True)
+    show_job(shown, console=Console(file=StringIO()))
+    assert not (job / "out").exists()
+    opened = open_job(recipe)
+    opened.steps[0].work(Console(file=StringIO()))
+    assert not shown.steps[0].done() and open_job(recipe, dry=True).steps[0].done()

@@ -32,7 +32,7 @@ from gymtrl.validation.validate import model_folder, read_comparison
 from gymtrl.workspace.artefact import MANIFEST, read_manifest
 from gymtrl.workspace.recipe import Recipe
 from gymtrl.workspace.settings import Resolved, resolve, validated
-from gymtrl.workspace.spool import spooled
+from gymtrl.workspace.spool import as_spooled, spooled
 from gymtrl.workspace.stage import job_folder
 
 _WHAT = {
@@ -62,11 +62,12 @@ class Job:
     unused: list[str]
 
 
-def open_job(path: Path) -> Job:
+def open_job(path: Path, *, dry: bool = False) -> Job:
     """Reads a recipe and resolves the settings of all stages, so that a mistake in the last one shows at once.
 
     Args:
         path (`Path`): The recipe.
+        dry (`bool`, *optional*, defaults to `False`): Only to be shown: packed rollouts are not unpacked.
 
     Raises:
         UserError: The recipe says something that no stage knows, lacks the rollouts or the model, or names rollouts
@@ -95,7 +96,7 @@ def open_job(path: Path) -> Job:
         )
     training: TrainSettings = settings(f"train {objective}")
     _check_passed_on(training)
-    files = expand_inputs(spooled(rollouts, out))
+    files = as_spooled(rollouts, out) if dry else expand_inputs(spooled(rollouts, out))
     steps = [
         filter_step(files, out / "filter", filtering),
         format_step(objective, out / "filter", out / objective, formatting),
