@@ -218,8 +218,11 @@ def test_what_is_packed_is_not_unpacked_to_show_a_job(job: Path) -> None:
     recipe = Path("recipe.yaml")
     recipe.write_text(recipe.read_text().replace("rollouts.jsonl", "rollouts.jsonl.gz"))
     shown = open_job(recipe, dry=True)
-    show_job(shown, console=Console(file=StringIO()))
+    out = StringIO()
+    show_job(shown, console=Console(file=out))
     assert not (job / "out").exists()
     opened = open_job(recipe)
     opened.steps[0].work(Console(file=StringIO()))
-    assert not shown.steps[0].done() and open_job(recipe, dry=True).steps[0].done()
+    show_job(shown, console=Console(file=out))  # which has not seen that they are unpacked by now
+    assert out.getvalue().count("filter → out/filter: to do") == 2
+    assert open_job(recipe, dry=True).steps[0].done()

@@ -17,7 +17,7 @@ from gymtrl.gym.install import require_installation
 from gymtrl.pipeline.sections import SECTIONS, JobSettings, Stage, read_recipe
 from gymtrl.pipeline.steps import Clock, Step, filter_step, format_step, train_step, validate_step
 from gymtrl.reports.inspection import render
-from gymtrl.rollouts.inputs import expand_inputs, expand_patterns
+from gymtrl.rollouts.inputs import expand_inputs, expand_patterns, packing
 from gymtrl.rollouts.inspection import inspect_rollouts
 from gymtrl.selection.filter import HELD_OUT_INPUTS
 from gymtrl.selection.settings import FilterSettings
@@ -156,7 +156,8 @@ def show_job(job: Job, *, start: Stage | None = None, console: Console | None = 
         console (`Console`, *optional*): Standard output unless given.
     """
     console = console or Console()
-    steps, stale = _from(job, start), start is not None
+    steps = _from(job, start)
+    stale = start is not None or any(file.is_file() and packing(file) for file in job.files)
     for step in job.steps:
         if step in steps:
             stale = stale or not step.done()  # a stage that is done anew makes the next one stale
