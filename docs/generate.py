@@ -84,6 +84,7 @@ def _settings_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
         unset = field.is_required() or field.default is None or field.default_factory is not None
         default = "" if unset else f"`{value}`"
         source = str(extra.get("source", ""))
+        assert source, f"{model.__name__}.{name} does not say where its default comes from"
         also = extra.get("flags", [])
         assert isinstance(also, list)
         flags = ", ".join(f"`{flag}`" for flag in (f"--{name.replace('_', '-')}", *also))

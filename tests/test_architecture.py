@@ -44,7 +44,10 @@ ON_TOP = {"demo", "cli"}
 def imported(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            above = ["gymtrl", *file.relative_to(SOURCE).parts[: -node.level]] if node.level else []
+            names = [".".join([*above, node.module or ""])]
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         found |= {name.split(".")[1] for name in names if name.startswith("gymtrl.")}
     return found

@@ -228,12 +228,17 @@ def test_commands_of_a_page_run_and_show_what_it_says(
     assert blocks
     for commands, shown in blocks:
         done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=env, capture_output=True, text=True)
-        # Progress is told in lines where there is no terminal.
-        told = re.sub(r"^(  rows: \d+|step \d+/\d+  loss .*)\n", "", done.stderr, flags=re.MULTILINE)
+        # Progress is told in lines where there is no terminal, and before it what a run will do.
+        told = re.sub(
+            r"^(  (rows|seen|cause|remedy): .*|(plan|note|warning): .*|step \d+/\d+  loss .*)\n",
+            "",
+            done.stderr,
+            flags=re.MULTILINE,
+        )
         assert (done.returncode, told) == (0, ""), commands
         assert [line.rstrip() for line in done.stdout.splitlines()] == shown.splitlines(), commands
 
 
 def test_readme_links_the_pages() -> None:
     readme = (DOCS.parent / "README.md").read_text()
-    assert all(f"(docs/{page})" in readme for page in (*PAGES, "defaults.md"))
+    assert all(f"(docs/{page})" in readme for page in (*PAGES, "defaults.md", "doctor.md", "learning.md"))

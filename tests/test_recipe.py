@@ -266,6 +266,13 @@ def test_init_overwrites_nothing_unasked(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
     write_recipe([source], "m", path, force=True)
     assert "objective: sft" in path.read_text()
+    (tmp_path / SCHEMA_NAME).write_text("mine")
+    with pytest.raises(UserError, match="no schema of ours"):
+        write_recipe([source], "m", tmp_path / "second.yaml")
+    assert (tmp_path / SCHEMA_NAME).read_text() == "mine" and not (tmp_path / "second.yaml").exists()
+    (tmp_path / SCHEMA_NAME).write_text('{"title": "Recipe of gymtrl"}')
+    write_recipe([source], "m", tmp_path / "second.yaml")
+    assert json.loads((tmp_path / SCHEMA_NAME).read_text()) == recipe_schema()
     with pytest.raises(UserError, match="is an input"):
         write_recipe([source], "m", source, force=True)
     with pytest.raises(UserError, match="standard input"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
@@ -97,6 +98,11 @@ def test_killed_in_training_it_goes_on_to_the_same_model_and_then_is_up_to_date(
     done = gymtrl(job, "run", "recipe.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 8/8" in done.stderr and "step 1/8" not in done.stderr
+    assert "plan: steps 8 · rows a step 4" in done.stdout and done.stdout.count("note: ") == 0
+    before, after = done.stdout.split("SFT of ")  # what is wrong with it is told before and afterwards
+    assert "warning: Very few optimizer steps (few_steps)" in before and "Very few optimizer steps" in after
+    page = job / "out" / "trained" / "report.html"
+    page.unlink()  # as an interruption right after training would leave it
     assert states(done.stdout) == {
         "inspect": False,
         "filter": False,
@@ -109,6 +115,7 @@ def test_killed_in_training_it_goes_on_to_the_same_model_and_then_is_up_to_date(
     assert states(again.getvalue()) == dict.fromkeys(("inspect", "filter", "format", "train"), False) | {
         "together": True
     }
+    assert page.is_file() and "Very few optimizer steps" in again.getvalue()
 
     settings: dict[str, Any] = read_manifest(job / "out" / "trained").settings
     assert {name: settings[name] for name in TRAINING} == TRAINING
@@ -153,6 +160,12 @@ def test_a_stage_that_is_not_there_cannot_be_started_after(job: Path) -> None:
         ("rollouts: none.jsonl\nmodel: m", "none.jsonl does not exist"),
         ("rollouts: rollouts.jsonl\nmodel: m\nobjective: ppo", r"objective = 'ppo' \(recipe r.yaml:3\)"),
         ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft:\n  epochs: -1", r"epochs = -1 \(recipe r.yaml:4\)"),
+        ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft: {trl: {adam_epsilom: 1}}", "did you mean 'adam_epsilon'"),
+        ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft: {report_to: [wandbb]}", "did you mean 'wandb'"),
+        (
+            "rollouts: rollouts.jsonl\nmodel: m\nobjective: grpo\nformat grpo: {kind: prompts}",
+            r"kind = 'prompts' \(recipe r.yaml:4\): 'train grpo' takes groups",
+        ),
         ("rollouts: rollouts.jsonl\nmodel: m\nvalidate: {repeats: 0}", r"repeats = 0 \(recipe r.yaml:3\)"),
     ],
 )
@@ -185,9 +198,31 @@ def test_without_gym_or_tasks_a_validation_stops_the_job_before_it_trains(job: P
         run_job(open_job(Path("recipe.yaml")))
     assert refused.value.remedy is not None and "materialized_inputs" in refused.value.remedy
     assert sorted(os.listdir(job / "out")) == ["filter"]
+    (job / "out" / "sft").mkdir()
+    (job / "out" / "sft" / "manifest.json").write_bytes(
+        (job / "out" / "filter" / "manifest.json").read_bytes().replace(b'"verb": "filter"', b'"verb": "format sft"')
+    )
+    with pytest.raises(UserError, match="no tasks to validate on"):
+        run_job(open_job(Path("recipe.yaml")), start=Stage.TRAIN)
 
 
 def test_a_folder_of_another_objective_is_not_overwritten(job: Path, model: Path) -> None:
     format_kto(Path("rollouts.jsonl"), Path("out/sft"), FormatKtoSettings(model=str(model)))
     with pytest.raises(UserError, match="out/sft holds what 'format kto' wrote, not 'format sft'"):
         run_job(open_job(Path("recipe.yaml")))
+
+
+def test_what_is_packed_is_not_unpacked_to_show_a_job(job: Path) -> None:
+    Path("rollouts.jsonl.gz").write_bytes(gzip.compress(Path("rollouts.jsonl").read_bytes()))
+    Path("rollouts.jsonl").unlink()
+    recipe = Path("recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("rollouts.jsonl", "rollouts.jsonl.gz"))
+    shown = open_job(recipe, dry=True)
+    out = StringIO()
+    show_job(shown, console=Console(file=out))
+    assert not (job / "out").exists()
+    opened = open_job(recipe)
+    opened.steps[0].work(Console(file=StringIO()))
+    show_job(shown, console=Console(file=out))  # which has not seen that they are unpacked by now
+    assert out.getvalue().count("filter → out/filter: to do") == 2
+    assert open_job(recipe, dry=True).steps[0].done()

@@ -8,9 +8,11 @@ import pytest
 
 from gymtrl.errors import UserError
 from gymtrl.formats.settings import FormatGrpoSettings
+from gymtrl.pipeline.schema import recipe_schema
 from gymtrl.pipeline.sections import read_recipe
 from gymtrl.selection.settings import FilterSettings
-from gymtrl.training.settings import TrainSftSettings
+from gymtrl.training.settings import TrainDpoSettings, TrainSftSettings
+from gymtrl.workspace.artefact import artefact, up_to_date
 from gymtrl.workspace.recipe import Recipe
 from gymtrl.workspace.settings import resolve
 
@@ -65,3 +67,24 @@ def test_settings_that_do_not_go_together_are_told_in_words() -> None:
     with pytest.raises(UserError) as caught:
         resolve(FormatGrpoSettings, section="format grpo", flags=given)
     assert caught.value.message.startswith("group_size has no effect on prompts")
+
+
+def test_one_text_stands_for_a_list_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("train dpo: {report_to: wandb, loss_type: sigmoid}")
+    settings = resolve(TrainDpoSettings, section="train dpo", recipe=read_recipe(path)).settings
+    assert (settings.report_to, settings.loss_type) == (["wandb"], ["sigmoid"])
+    assert TrainDpoSettings(loss_type=["ipo", "sft"]).loss_type == ["ipo", "sft"]
+    shapes = recipe_schema()["$defs"]["TrainDpoSettings"]["properties"]
+    assert all({"type": "string"} in shapes[name]["anyOf"] for name in ("report_to", "loss_type"))
+
+
+def test_another_tracker_asks_for_no_other_model(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.write_text("x")
+    with artefact(tmp_path / "run", verb="train sft", settings=TrainSftSettings(), inputs=[source]):
+        pass
+    same = TrainSftSettings(report_to=["wandb"])
+    assert up_to_date(tmp_path / "run", verb="train sft", settings=same, inputs=[source]) is not None
+    other = TrainSftSettings(seed=1)
+    assert up_to_date(tmp_path / "run", verb="train sft", settings=other, inputs=[source]) is None

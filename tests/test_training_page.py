@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gymtrl.doctor.finding import Finding
 from gymtrl.errors import UserError
 from gymtrl.reports.curves import BINS, HEIGHT, WIDTH, chart, curve, events, speed, thinned, trend
 from gymtrl.reports.training import TrainingRun, gather_run, read_run, render_run
@@ -144,8 +145,8 @@ def test_the_terminal_tells_a_real_run(runs: dict[str, Path]) -> None:
         f"training loss: {results['first_loss']:.4g} → {results['last_loss']:.4g}",
         f"validation loss: {results['eval_before']:.4g} → {results['eval_after']:.4g}",
         "changed to fit into memory: micro-batch 2 → 1",
-        "! warning: only 8 rows",
-        "→ gymtrl filter",
+        "warning: only 8 rows (tiny_data)",
+        "remedy: gymtrl filter",
     ):
         assert part in told, part
     assert told.splitlines()[-1] == f"→ {runs['dpo']}"
@@ -160,7 +161,7 @@ def test_a_folder_without_a_run_is_refused(runs: dict[str, Path], tmp_path: Path
 def test_foreign_text_cannot_act(tmp_path: Path) -> None:
     bad = '"><script>alert(1)</script><img src="http://evil.example/x" onerror=x>\x1b[2J{{ 7*7 }}'
     metrics = [{"step": n, "loss": 1.0 / n, "lr": 0.1, f"custom/{bad}": 1.0, "tokens": n, "seconds": n} for n in (1, 2)]
-    finding = dict.fromkeys(("rule", "title", "evidence", "cause", "remedy"), bad) | {"severity": "error"}
+    finding = Finding(severity="error", **dict.fromkeys(("rule", "title", "evidence", "cause", "remedy"), bad))
     run = made_run(
         [*metrics, {"step": 1, "event": bad}],
         name=bad,
@@ -186,6 +187,19 @@ def test_foreign_text_cannot_act(tmp_path: Path) -> None:
     out = io.StringIO()
     render_run(run, tmp_path, Console(file=out, force_terminal=True, width=400))
     assert "\x1b[2J" not in out.getvalue() and "{{ 7*7 }}" in out.getvalue()
+
+
+def test_steps_that_were_made_are_told_and_why_they_ended(tmp_path: Path) -> None:
+    plan = {"steps": 40, "epochs": 2.0}
+    run = made_run(long_run(10), extra={"plan": plan, "stopped": "the policy is \x1b far"})
+    out = io.StringIO()
+    render_run(run, tmp_path, Console(file=out, width=100))
+    page = Page(training_page(run)).text("outcome")
+    for told in (out.getvalue(), page):
+        assert "steps 10 of 40" in told and "epochs 0.5" in told and "topped early: the policy is" in told
+        assert "\x1b" not in told
+    whole = Page(training_page(made_run(long_run(40), extra={"plan": plan, "stopped": None}))).text("outcome")
+    assert "steps 40 epochs 2" in whole and "topped early" not in whole
 
 
 def test_a_long_run_makes_a_small_page_and_keeps_its_spikes() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gymtrl.cli.options import Stage, stage_options
+from gymtrl.cli.options import Stage, print_resolved, resolved_values, stage_options
 from gymtrl.training.settings import TrainDpoSettings, TrainGrpoSettings, TrainKtoSettings, TrainSftSettings
 from gymtrl.workspace.settings import Resolved
 
@@ -55,11 +56,14 @@ def grpo(dataset: Dataset, calibrate: Calibrate = True, *, stage: Stage) -> None
 
 
 def preview(resolved: Resolved[Any], *, as_json: bool, dataset: Path, **unused: Any) -> None:
-    """What `train --dry-run` prints."""
-    _show(dataset, resolved.settings, calibrated=False, as_json=as_json)
+    """What `train --dry-run` prints: each setting with its origin, and the plan."""
+    if not as_json:
+        print_resolved(resolved, as_json=False)
+        print()
+    _show(dataset, resolved.settings, calibrated=False, as_json=as_json, more={"settings": resolved_values(resolved)})
 
 
-def _show(dataset: Path, settings: Any, calibrated: bool, as_json: bool) -> None:
+def _show(dataset: Path, settings: Any, calibrated: bool, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     from gymtrl.reports.plan import render_plan
     from gymtrl.training.prepare import plan_facts
 
@@ -67,6 +71,6 @@ def _show(dataset: Path, settings: Any, calibrated: bool, as_json: bool) -> None
     if as_json:
         import json
 
-        print(json.dumps(facts, indent=2))
+        print(json.dumps({**(more or {}), **facts}, indent=2))
     else:
         render_plan(facts)

@@ -50,7 +50,7 @@ def run(
     """Go through the stages of a recipe; skip what is up to date, go on where it was interrupted."""
     from gymtrl.pipeline.run import open_job, run_job, show_job
 
-    job = open_job(recipe)
+    job = open_job(recipe, dry=dry_run)
     if dry_run:
         show_job(job, start=start)
     else:

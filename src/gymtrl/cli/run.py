@@ -17,13 +17,15 @@ def run_stage(
     inputs: Sequence[Path],
     work: Callable[[], object],
     as_json: bool,
+    finish: Callable[[], object] = lambda: None,
     show: Callable[[], object] | None = None,
 ) -> None:
-    """Runs `work` unless `out` was made from the same inputs and settings; then shows it."""
+    """Runs `work` unless `out` was made from the same inputs and settings; then has it finished, and shows it."""
     from gymtrl.reports.stage import render_manifest
     from gymtrl.workspace.stage import once
 
     manifest, ran = once(out, verb=verb, settings=settings, inputs=inputs, work=work)
+    finish()
     if not ran:
         print(f"{out} is up to date", file=sys.stderr)
     if as_json:

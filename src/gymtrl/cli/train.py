@@ -75,5 +75,6 @@ def _train(name: str, dataset: Path, out: Path | None, emit: str | None, hours: 
         inputs=step.inputs(),
         work=lambda: step.work(Console(stderr=True)),
         as_json=stage.json,
+        finish=step.finish,
         show=lambda: render_run(read_run(step.folder), step.folder),
     )

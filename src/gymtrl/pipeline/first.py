@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from gymtrl.errors import UserError
-from gymtrl.pipeline.schema import recipe_schema
+from gymtrl.pipeline.schema import TITLE, recipe_schema
 from gymtrl.pipeline.sections import SECTIONS, Objective
 from gymtrl.rollouts.inputs import expand_inputs, expand_patterns
 from gymtrl.rollouts.inspection import inspect_rollouts
@@ -86,13 +86,15 @@ def write_recipe(rollouts: Sequence[Path], model: str, path: Path, *, force: boo
         rollouts (`Sequence[Path]`): Files, folders of them, or patterns.
         model (`str`): The model to train.
         path (`Path`): The recipe to write.
-        force (`bool`, *optional*, defaults to `False`): Replace a file of that name.
+        force (`bool`, *optional*, defaults to `False`): Replace files of their names; an older schema of ours always
+            is.
 
     Returns:
         `Advice`: The objective that it recommends, and why.
 
     Raises:
-        UserError: The recipe is there already or would overwrite a rollout file, or the rollouts cannot be read.
+        UserError: The recipe, or another file under the schema's name, is there already, the recipe would overwrite a
+            rollout file, or the rollouts cannot be read.
     """
     if "-" in map(str, rollouts):
         raise UserError("a recipe names files, and standard input is none", remedy="save the rollouts to a file")
@@ -100,6 +102,12 @@ def write_recipe(rollouts: Sequence[Path], model: str, path: Path, *, force: boo
     check_output(path, files)
     if path.exists() and not force:
         raise UserError(f"{path} is there already", remedy="name another file with -o, or replace it with --force")
+    schema_path = path.with_name(SCHEMA_NAME)
+    if schema_path.exists() and not force and not _is_schema(schema_path):
+        raise UserError(
+            f"{schema_path} is there already and no schema of ours",
+            remedy="write the recipe into another folder with -o, or replace that file with --force",
+        )
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.parquet"
         summary = inspect_rollouts(expand_inputs(spooled(files, Path(folder))), table=table)
@@ -107,7 +115,7 @@ def write_recipe(rollouts: Sequence[Path], model: str, path: Path, *, force: boo
     advice = advise(summary, good, bad)
     text = recipe_text(rollouts, model, job_folder(files[0]), summary, advice)
     schema = json.dumps(recipe_schema(), indent=1, ensure_ascii=False)
-    for target, content in ((path.with_name(SCHEMA_NAME), schema + "\n"), (path, text)):
+    for target, content in ((schema_path, schema + "\n"), (path, text)):
         draft = target.with_name(f".{target.name}.partial")
         draft.write_text(content, encoding="utf-8")
         draft.replace(target)
@@ -140,6 +148,15 @@ def recipe_text(rollouts: Sequence[Path], model: str, out: Path, summary: Summar
     needs = "Needs 'gymtrl gym setup' with the server of these tasks, and 'tasks' where none were held out with inputs."
     validate = _section("validate", f"{SECTIONS['validate'].__doc__} {needs}", summary)
     return "\n".join([*lines, "", *(line if line.startswith("#") else f"# {line}".rstrip() for line in validate), ""])
+
+
+def _is_schema(path: Path) -> bool:
+    """Whether a file is a schema that we wrote, of any version."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("title") == TITLE
 
 
 def _section(verb: str, words: str, summary: Summary) -> list[str]:

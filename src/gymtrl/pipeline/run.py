@@ -17,18 +17,22 @@ from gymtrl.gym.install import require_installation
 from gymtrl.pipeline.sections import SECTIONS, JobSettings, Stage, read_recipe
 from gymtrl.pipeline.steps import Clock, Step, filter_step, format_step, train_step, validate_step
 from gymtrl.reports.inspection import render
-from gymtrl.rollouts.inputs import expand_inputs, expand_patterns
+from gymtrl.rollouts.inputs import expand_inputs, expand_patterns, packing
 from gymtrl.rollouts.inspection import inspect_rollouts
 from gymtrl.selection.filter import HELD_OUT_INPUTS
 from gymtrl.selection.settings import FilterSettings
 from gymtrl.selection.source import dotted_cluster
 from gymtrl.text import plain
+from gymtrl.training.plan import check_options
+from gymtrl.training.prepare import objective_of
+from gymtrl.training.settings import TrainSettings
+from gymtrl.training.trackers import check_trackers
 from gymtrl.validation.settings import ValidateSettings
 from gymtrl.validation.validate import model_folder, read_comparison
 from gymtrl.workspace.artefact import MANIFEST, read_manifest
 from gymtrl.workspace.recipe import Recipe
 from gymtrl.workspace.settings import Resolved, resolve, validated
-from gymtrl.workspace.spool import spooled
+from gymtrl.workspace.spool import as_spooled, spooled
 from gymtrl.workspace.stage import job_folder
 
 _WHAT = {
@@ -58,11 +62,12 @@ class Job:
     unused: list[str]
 
 
-def open_job(path: Path) -> Job:
+def open_job(path: Path, *, dry: bool = False) -> Job:
     """Reads a recipe and resolves the settings of all stages, so that a mistake in the last one shows at once.
 
     Args:
         path (`Path`): The recipe.
+        dry (`bool`, *optional*, defaults to `False`): Only to be shown: packed rollouts are not unpacked.
 
     Raises:
         UserError: The recipe says something that no stage knows, lacks the rollouts or the model, or names rollouts
@@ -84,8 +89,14 @@ def open_job(path: Path) -> Job:
     filtering: FilterSettings = settings("filter")
     groups = {"kind": ("groups", "what train grpo takes")} if objective == "grpo" else {}
     formatting = settings(f"format {objective}", **groups)
-    training = settings(f"train {objective}")
-    files = expand_inputs(spooled(rollouts, out))
+    if objective == "grpo" and formatting.kind != "groups":
+        raise UserError(
+            f"kind = {formatting.kind!r} ({resolved['format grpo'].origins['kind']}): 'train grpo' takes groups",
+            remedy="leave 'kind' out below 'format grpo:'",
+        )
+    training: TrainSettings = settings(f"train {objective}")
+    _check_passed_on(training)
+    files = as_spooled(rollouts, out) if dry else expand_inputs(spooled(rollouts, out))
     steps = [
         filter_step(files, out / "filter", filtering),
         format_step(objective, out / "filter", out / objective, formatting),
@@ -126,9 +137,9 @@ def run_job(job: Job, *, start: Stage | None = None, console: Console | None = N
     if start in (None, Stage.INSPECT):
         _inspect(job, clock, anew=start is not None)
     for step in steps:
-        clock.go(step, _WHAT[step.stage], anew=start is not None)
-        if step.stage == "filter":
+        if step.stage != "filter":
             _require_tasks(job)
+        clock.go(step, _WHAT[step.stage], anew=start is not None)
     console.print("\n[bold]Time[/]")
     console.print(clock.table())
     if "validate" not in job.resolved:
@@ -145,7 +156,8 @@ def show_job(job: Job, *, start: Stage | None = None, console: Console | None = 
         console (`Console`, *optional*): Standard output unless given.
     """
     console = console or Console()
-    steps, stale = _from(job, start), start is not None
+    steps = _from(job, start)
+    stale = start is not None or any(file.is_file() and packing(file) for file in job.files)
     for step in job.steps:
         if step in steps:
             stale = stale or not step.done()  # a stage that is done anew makes the next one stale
@@ -185,13 +197,20 @@ def _look_ahead(job: Job, steps: list[Step], start: Stage | None) -> None:
         if not there and step not in steps:
             raise UserError(f"--from {start}: there is no {step.folder} yet", remedy="run it without --from")
     last = job.steps[-1]
-    if last.verb != "validate" or (last.folder / MANIFEST).is_file():
+    if last.verb != "validate" or (start is None and all(step.done() for step in job.steps)):
         return
     settings: ValidateSettings = job.resolved["validate"].settings
     if not Path(settings.baseline).is_file():
         model_folder(Path(settings.baseline))
     if settings.head is None:
         require_installation(settings.gym_home, settings.server)
+
+
+def _check_passed_on(training: TrainSettings) -> None:
+    """Finds mistakes in what training passes on to other libraries, which are imported only where there is any."""
+    check_trackers(training.report_to)
+    if training.trl or training.peft or training.quantization or training.adapter:
+        check_options(training, objective_of(training))
 
 
 def _inspect(job: Job, clock: Clock, *, anew: bool) -> None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from gymtrl.pipeline.sections import SECTIONS, JobSettings
 
+TITLE = "Recipe of gymtrl"
 _OURS = ("flags", "changes_result", "source")
 
 
@@ -25,7 +26,7 @@ def recipe_schema() -> dict[str, Any]:
     job = JobSettings.model_json_schema()
     schema["properties"] = {**job["properties"], **schema["properties"]}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "Recipe of gymtrl"
+    schema["title"] = TITLE
     for model in SECTIONS.values():
         schema["$defs"][model.__name__].pop("required", None)
     for properties in (job["properties"], *(part.get("properties", {}) for part in schema["$defs"].values())):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -23,6 +23,7 @@ from gymtrl.training.settings import TrainDpoSettings, TrainGrpoSettings, TrainK
 from gymtrl.validation.settings import ValidateSettings
 from gymtrl.workspace.recipe import Recipe
 from gymtrl.workspace.recipe import read_recipe as read
+from gymtrl.workspace.settings import one_or_more
 
 Objective = Literal["sft", "dpo", "kto", "grpo"]
 
@@ -56,19 +57,16 @@ SECTIONS: dict[str, type[BaseModel]] = {
 """The stages that a recipe may have a section for, by verb, and their settings."""
 
 
-def _one_or_more(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class JobSettings(BaseModel, extra="forbid"):
     """What a recipe says of the whole job; `gymtrl run` needs it, the other verbs take the model from it."""
 
-    rollouts: Annotated[list[Path], Field(min_length=1), BeforeValidator(_one_or_more, list[Path] | Path)] = Field(
+    rollouts: Annotated[list[Path], Field(min_length=1), BeforeValidator(one_or_more, list[Path] | Path)] = Field(
         description="Rollout files (JSONL, also packed), folders of them, or patterns: one, or a list",
         json_schema_extra={"source": "no default: they are what the job is about"},
     )
     model: str = Field(
-        description="Model to train: a folder or a hub id. Every stage takes it unless its section names another",
+        description="Model to train: a folder or a hub id (a folder where validate compares with it). Every stage "
+        "takes it unless its section names another",
         json_schema_extra={"source": "no default: tokens belong to one model"},
     )
     out: Path | None = Field(

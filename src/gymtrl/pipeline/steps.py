@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from gymtrl.formats.sft import format_sft
 from gymtrl.formats.source import format_inputs
 from gymtrl.formats.unpaired import format_kto
 from gymtrl.reports.comparison import render_comparison
+from gymtrl.reports.plan import render_start
 from gymtrl.reports.progress import watch
 from gymtrl.reports.reading import watch_reading
 from gymtrl.reports.stage import render_manifest
-from gymtrl.reports.training import read_run
+from gymtrl.reports.training import read_run, render_run
 from gymtrl.reports.training_page import write_page
 from gymtrl.selection.filter import files_read, filter_rollouts
 from gymtrl.selection.settings import FilterSettings
-from gymtrl.training.prepare import train_inputs
+from gymtrl.training.prepare import Prepared, train_inputs
 from gymtrl.training.run import train
 from gymtrl.validation.session import GymSession
 from gymtrl.validation.settings import ValidateSettings
@@ -54,6 +55,7 @@ class Step:
         settings (`BaseModel`): Its settings.
         inputs (`Callable[[], list[Path]]`): What it reads, once the stages before it are done.
         work (`Callable[[Console], object]`): Writes the folder; the console shows progress.
+        finish (`Callable[[], object]`): Adds to the folder what an interruption right after `work` left out.
     """
 
     verb: str
@@ -61,6 +63,7 @@ class Step:
     settings: BaseModel
     inputs: Callable[[], list[Path]]
     work: Callable[[Console], object]
+    finish: Callable[[], object] = lambda: None
 
     @property
     def stage(self) -> str:
@@ -102,8 +105,11 @@ class Clock:
                 anew=anew,
             )
             ran(did)
+            step.finish()
             if step.verb == "validate":
                 render_comparison(read_comparison(step.folder), self.console)
+            elif step.stage == "train":
+                render_run(read_run(step.folder), step.folder, self.console)
             else:
                 render_manifest(step.folder, manifest, self.console)
         return manifest
@@ -142,16 +148,17 @@ def train_step(objective: str, dataset: Path, folder: Path, settings: Any) -> St
     """Trains on a dataset of the objective, and writes the run's page."""
 
     def work(console: Console) -> None:
-        train(dataset, folder, settings)
-        write_page(read_run(folder), folder / "report.html")
+        def told(ready: Prepared) -> None:
+            render_start(asdict(ready.planned.plan), ready.planned.notes, ready.findings, console)
 
-    return Step(
-        f"train {objective}",
-        folder,
-        settings,
-        inputs=lambda: train_inputs(dataset, settings),
-        work=work,
-    )
+        train(dataset, folder, settings, told=told)
+
+    def finish() -> None:
+        page = folder / "report.html"
+        if not page.is_file():
+            write_page(read_run(folder), page)
+
+    return Step(f"train {objective}", folder, settings, lambda: train_inputs(dataset, settings), work, finish)
 
 
 def validate_step(

@@ -11,9 +11,8 @@ from rich.text import Text
 
 from gymtrl.doctor.finding import Finding
 from gymtrl.doctor.run import RunRecord
+from gymtrl.reports.finding import finding_text
 from gymtrl.text import plain
-
-_COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def findings_json(findings: Sequence[Finding]) -> str:
@@ -29,9 +28,6 @@ def render_findings(record: RunRecord, findings: Sequence[Finding], console: Con
     console.print(Text(plain(seen)))
     for finding in findings:
         console.print()
-        head = Text.assemble((finding.severity, _COLOURS[finding.severity]), f": {plain(finding.title)}")
-        console.print(head.append(f" ({finding.rule})", style="dim"), soft_wrap=True)
-        for name, words in (("seen", finding.evidence), ("cause", finding.cause), ("remedy", finding.remedy)):
-            console.print(Text(f"  {name + ':':<8}{plain(words)}"), soft_wrap=True)
+        console.print(finding_text(finding), soft_wrap=True)
     if not findings:
         console.print(Text("nothing found", style="green"))

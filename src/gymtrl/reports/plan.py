@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gymtrl.doctor.finding import Finding
+from gymtrl.reports.finding import finding_text
+from gymtrl.reports.training import planned
 from gymtrl.text import plain
 
 _GIB = 2**30
@@ -47,10 +50,29 @@ def render_plan(facts: Mapping[str, Any], console: Console | None = None) -> Non
             f"measured; {_size(speed['peak_memory'])} held at most",
             highlight=False,
         )
-    for note in facts["notes"]:
+    _render_remarks(facts["notes"], [Finding(**finding) for finding in facts["findings"]], console)
+
+
+def render_start(plan: Mapping[str, Any], notes: Sequence[str], findings: Sequence[Finding], console: Console) -> None:
+    """Prints, in a few lines, what a run that begins now will do, and what is to be said of it beforehand.
+
+    Args:
+        plan (`Mapping[str, Any]`): The numbers of the plan by name.
+        notes (`Sequence[str]`): What was traded for what, and what may not fit.
+        findings (`Sequence[Finding]`): Of the doctor before training.
+        console (`rich.console.Console`): Where to.
+    """
+    numbers = [*planned(plan), ("learning rate", f"{plan['learning_rate']:g}")]
+    told = " · ".join(f"{name} {value}" for name, value in numbers)
+    console.print(Text(f"plan: {plain(told)}"), soft_wrap=True)
+    _render_remarks(notes, findings, console)
+
+
+def _render_remarks(notes: Sequence[str], findings: Sequence[Finding], console: Console) -> None:
+    for note in notes:
         console.print(Text(f"note: {plain(note)}"), soft_wrap=True)
-    for finding in facts["findings"]:
-        console.print(Text(plain(f"{finding['severity']}: {finding['title']}: {finding['evidence']}")), soft_wrap=True)
+    for finding in findings:
+        console.print(finding_text(finding), soft_wrap=True)
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings
 from gymtrl.errors import UserError
+from gymtrl.reports.finding import finding_text
 from gymtrl.text import plain
 from gymtrl.workspace.artefact import read_manifest
-from gymtrl.workspace.metrics import read_metrics
-
-METRICS, FINDINGS = "metrics.jsonl", "findings.json"
-
-_SEVERITIES = ("error", "warning", "note")
-_SIGNS = {"error": ("✗", "bold red"), "warning": ("!", "yellow"), "note": ("·", "cyan")}
+from gymtrl.workspace.metrics import METRICS, read_metrics
 
 
 @dataclass(frozen=True)
@@ -31,9 +27,10 @@ class TrainingRun:
         name (`str`): Of the folder.
         settings (`dict[str, Any]`): Resolved settings.
         extra (`dict[str, Any]`): `extra` of the manifest: `objective`, `model`, `plan`, `data`, `results`, `changes`,
-            `dataset_inputs`, and `origins` (where each value of the plan and the settings comes from).
+            `dataset_inputs`, `stopped` (why it ended before its last step), and `origins` (where each value of the plan
+            comes from).
         metrics (`list[dict[str, Any]]`): Lines of `metrics.jsonl`.
-        findings (`list[dict[str, Any]]`): What the doctor found, the worst first.
+        findings (`list[Finding]`): What the doctor found, the worst first.
         versions (`dict[str, str]`): Of the packages that trained.
     """
 
@@ -41,7 +38,7 @@ class TrainingRun:
     settings: dict[str, Any]
     extra: dict[str, Any]
     metrics: list[dict[str, Any]]
-    findings: list[dict[str, Any]]
+    findings: list[Finding]
     versions: dict[str, str] = field(default_factory=dict)
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -88,14 +85,12 @@ def gather_run(
         name (`str`): The run's name.
         settings, extra, versions (`Mapping`): As the manifest will have them.
     """
-    path = folder / FINDINGS
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return TrainingRun(
         name=name,
         settings=dict(settings),
         extra=dict(extra),
         metrics=read_metrics(folder / METRICS),
-        findings=sorted(found, key=lambda finding: _SEVERITIES.index(finding["severity"])),
+        findings=sorted(read_findings(folder / "findings.json"), key=lambda found: SEVERITIES.index(found.severity)),
         versions=dict(versions or {}),
     )
 
@@ -109,7 +104,7 @@ def render_run(run: TrainingRun, folder: Path, console: Console | None = None) -
         console (`rich.console.Console`, *optional*): Where to; standard output unless given.
     """
     console = console or Console()
-    for line in (*_outcome(run), *_changes(run), *map(_finding, run.findings)):
+    for line in (*_outcome(run), *_changes(run), *map(finding_text, run.findings)):
         console.print(line, soft_wrap=True)
     if not run.findings:
         console.print(Text("nothing suspicious was found", "green"))
@@ -129,16 +124,8 @@ def headline(run: TrainingRun) -> str:
 
 def effort(run: TrainingRun) -> list[tuple[str, str]]:
     """What the run did and what it took, by name."""
-    plan, results = run.facts("plan"), run.facts("results")
-    told = []
-    if "steps" in plan:
-        told.append(("steps", f"{plan['steps']:,}"))
-    if "effective_batch" in plan:
-        told.append(("rows a step", f"{plan['effective_batch']:,}{_division(plan)}"))
-    if "rows" in plan:
-        told.append(("training rows", f"{plan['rows']:,}"))
-    if "epochs" in plan:
-        told.append(("epochs", f"{plan['epochs']:g}"))
+    results = run.facts("results")
+    told = planned(run.facts("plan"), made=steps_made(run))
     seconds, tokens = results.get("seconds"), results.get("tokens")
     if seconds:
         told.append(("time", duration(seconds)))
@@ -149,6 +136,32 @@ def effort(run: TrainingRun) -> list[tuple[str, str]]:
     if results.get("peak_memory"):
         told.append(("peak memory", size(results["peak_memory"])))
     return told
+
+
+def planned(plan: Mapping[str, Any], made: int | None = None) -> list[tuple[str, str]]:
+    """What a plan comes to, by name; where fewer steps were made, of the epochs only their share."""
+    told = []
+    if "steps" in plan:
+        short = made is not None and made < plan["steps"]
+        told.append(("steps", f"{made:,} of {plan['steps']:,}" if short else f"{plan['steps']:,}"))
+    if "effective_batch" in plan:
+        told.append(("rows a step", f"{plan['effective_batch']:,}{_division(plan)}"))
+    if "rows" in plan:
+        told.append(("training rows", f"{plan['rows']:,}"))
+    if "epochs" in plan:
+        share = made / plan["steps"] if made is not None and plan.get("steps") else 1
+        told.append(("epochs", f"{plan['epochs'] * share:.3g}"))
+    return told
+
+
+def steps_made(run: TrainingRun) -> int | None:
+    """Optimizer steps that were made; `None` where none was recorded."""
+    return max((entry["step"] for entry in run.metrics if "loss" in entry), default=None)
+
+
+def stopped(run: TrainingRun) -> str:
+    """Why training ended before its last step; empty where it did not."""
+    return str(run.extra.get("stopped") or "")
 
 
 def outcome(run: TrainingRun) -> list[tuple[str, float | None, float | None]]:
@@ -225,6 +238,8 @@ def size(count: int) -> str:
 def _outcome(run: TrainingRun) -> Iterator[Text]:
     yield Text(plain(headline(run)), "bold")
     yield _line(effort(run))
+    if why := stopped(run):
+        yield Text(plain(f"stopped early: {why}"), "yellow")
     for name, before, after in outcome(run):
         yield Text(f"{name}: {figure(before)} → {figure(after)}")
     data = [(name, value) for name, value in flat(run.facts("data")) if value != "0"]
@@ -247,15 +262,6 @@ def _line(told: Sequence[tuple[str, str]]) -> Text:
 def _changes(run: TrainingRun) -> Iterator[Text]:
     for change in changes(run):
         yield Text(plain(f"changed to fit into memory: {change}"), "yellow")
-
-
-def _finding(finding: Mapping[str, Any]) -> Text:
-    sign, style = _SIGNS[finding["severity"]]
-    told = Text.assemble((plain(f"{sign} {finding['severity']}: {finding['title']}"), style))
-    told.append(plain(f"\n  {finding['evidence']}"))
-    told.append(plain(f"\n  {finding['cause']}"))
-    told.append(plain(f"\n  → {finding['remedy']}"))
-    return told
 
 
 def _division(plan: Mapping[str, Any]) -> str:

@@ -13,10 +13,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from gymtrl.reports.curves import HEIGHT, WIDTH, Chart, Curve, chart, curve, events, speed
+from gymtrl.reports.training import (
+    TrainingRun,
+    changes,
+    effort,
+    figure,
+    flat,
+    headline,
+    outcome,
+    provenance,
+    stopped,
+    words,
+)
 from gymtrl.text import plain
-
-from .curves import HEIGHT, WIDTH, Chart, Curve, chart, curve, events, speed
-from .training import TrainingRun, changes, effort, figure, flat, headline, outcome, provenance, words
 
 _CURVES: dict[str, list[tuple[str, str]]] = {
     "Loss": [("loss", "training")],
@@ -25,17 +35,9 @@ _CURVES: dict[str, list[tuple[str, str]]] = {
     "Pairs told apart": [("rewards/accuracies", "share")],
     "Log-probability of the two sides": [("logps/chosen", "chosen"), ("logps/rejected", "rejected")],
     "Distance from the reference, or from what was recorded (KL)": [("kl", "KL")],
-    "Reward": [("reward", "mean"), ("reward_std", "deviation")],
     "Groups in which all rewards are equal": [("frac_reward_zero_std", "share")],
-    "Ratio of the policy to the one that collected": [
-        ("ratio/negatives", "mean of bad rollouts"),
-        ("sampling/importance_sampling_ratio/mean", "mean"),
-        ("sampling/importance_sampling_ratio/min", "lowest"),
-        ("sampling/importance_sampling_ratio/max", "highest"),
-    ],
+    "Ratio of the policy to the one that collected": [("ratio/negatives", "mean of bad rollouts")],
     "Clipped by their ratio": [("clip_ratio/region_mean", "share")],
-    "Length of completions, in tokens": [("completions/mean_length", "mean")],
-    "Completions cut off": [("completions/clipped_ratio", "share")],
     "Entropy": [("entropy", "a token")],
     "Tokens that the model would have chosen": [("mean_token_accuracy", "share")],
     "Learning rate": [("lr", "rate")],
@@ -84,6 +86,7 @@ def training_page(run: TrainingRun) -> str:
         title=headline(run),
         effort=effort(run),
         outcome=outcome(run),
+        stopped=stopped(run),
         changes=changes(run),
         charts=charts,
         further=further,
@@ -91,8 +94,7 @@ def training_page(run: TrainingRun) -> str:
         sampled=_sampled(run.metrics),
         plan=[(name.replace("_", " "), words(value), str(origins.get(name, ""))) for name, value in plan.items()],
         settings=[
-            (name, "not set" if value in (None, {}, []) else words(value), str(origins.get(name, "")))
-            for name, value in run.settings.items()
+            (name, "not set" if value in (None, {}, []) else words(value)) for name, value in run.settings.items()
         ],
         provenance=provenance(run),
         fingerprint=list(flat(run.facts("fingerprint"))),

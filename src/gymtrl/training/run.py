@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ class TrainResult:
     findings: tuple[Finding, ...]
 
 
-def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
+def train(
+    dataset: Path, out: Path, settings: TrainSettings, *, told: Callable[[Prepared], None] | None = None
+) -> TrainResult:
     """Trains a model on a dataset folder.
 
     Args:
@@ -83,6 +86,8 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
         out (`Path`): Result folder: `model/`, `adapter/` (LoRA), `metrics.jsonl`, `README.md`, `manifest.json`.
         settings (`TrainSettings`): What to do, in the objective's own class, such as `TrainDpoSettings`; what
             they leave open is resolved from the data and the machine.
+        told (`Callable[[Prepared], None]`, *optional*): Called once, before the processes start, with what they will
+            do.
 
     Returns:
         `TrainResult`: Losses, time, memory and where the model is.
@@ -93,6 +98,8 @@ def train(dataset: Path, out: Path, settings: TrainSettings) -> TrainResult:
     """
     ready = prepare(dataset, settings)
     require_weights(ready.base, ready.config)
+    if told is not None:
+        told(ready)
     tokens = sum(split.tokens for split in (ready.data.train, ready.data.validation) if split is not None)
     verb, inputs = f"train {ready.objective.name}", train_inputs(dataset, settings)
     plan = ready.planned.plan

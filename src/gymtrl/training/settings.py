@@ -1,10 +1,12 @@
-"""Settings of `train`; importing them costs nothing but pydantic."""
+"""Settings of `train`; importing them is light."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
+
+from gymtrl.workspace.settings import one_or_more
 
 _OPTIONS = "TRL, PEFT and transformers"
 
@@ -114,8 +116,11 @@ class TrainSettings(BaseModel, extra="forbid"):
     )
     report_to: list[str] = Field(
         default_factory=list,
-        description="Trackers to report to as well: tensorboard, wandb, trackio, mlflow; may be repeated",
-        json_schema_extra={"source": "none: metrics.jsonl and report.html are always written"},
+        description="Trackers to report to as well: tensorboard, wandb, trackio, mlflow; one or more",
+        json_schema_extra={
+            "source": "none: metrics.jsonl and report.html are always written",
+            "changes_result": False,
+        },
     )
     trl: dict[str, Any] = Field(
         default_factory=dict,
@@ -133,6 +138,11 @@ class TrainSettings(BaseModel, extra="forbid"):
         json_schema_extra={"source": "QLoRA, arXiv:2305.14314: NF4, double quantization"},
     )
 
+    @field_validator("report_to", mode="before", json_schema_input_type=list[str] | str)
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        return one_or_more(value)
+
 
 class TrainSftSettings(TrainSettings):
     """How a model is trained on an SFT dataset folder."""
@@ -149,7 +159,7 @@ class TrainDpoSettings(TrainSettings):
     )
     loss_type: list[str] = Field(
         default=["sigmoid", "sft"],
-        description="TRL's losses that are added up; may be repeated",
+        description="TRL's losses that are added up; one or more",
         json_schema_extra={"source": "Iterative RPO, arXiv:2404.19733: keeps the chosen side likely"},
     )
     loss_weights: list[float] = Field(
@@ -157,6 +167,11 @@ class TrainDpoSettings(TrainSettings):
         description="Weight of each loss. Unset: one each",
         json_schema_extra={"source": "Iterative RPO, arXiv:2404.19733"},
     )
+
+    @field_validator("loss_type", mode="before", json_schema_input_type=list[str] | str)
+    @classmethod
+    def _losses(cls, value: Any) -> Any:
+        return one_or_more(value)
 
 
 class TrainKtoSettings(TrainSettings):

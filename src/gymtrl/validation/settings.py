@@ -13,23 +13,39 @@ from gymtrl.gym.settings import CollectSettings
 class ValidateSettings(CollectSettings, CompareSettings):
     """Where and how the two models are tried."""
 
-    baseline: str = Field(description="What to compare with: the model before training, or rollouts of it (JSONL).")
-    tasks: Path | None = Field(
-        default=None, description="Held-out tasks (JSONL), such as the heldout_inputs.jsonl that filter wrote."
+    baseline: str = Field(
+        description="What to compare with: the model before training, or rollouts of it (JSONL).",
+        json_schema_extra={"source": "no default: a gain is over something; 'gymtrl run' takes the recipe's model"},
     )
-    server: str = Field(default="reasoning_gym", description="Gym's resources server.")
+    tasks: Path | None = Field(
+        default=None,
+        description="Held-out tasks (JSONL), such as the heldout_inputs.jsonl that filter wrote.",
+        json_schema_extra={"source": "none: 'gymtrl run' takes what filter holds out"},
+    )
+    server: str = Field(
+        default="reasoning_gym",
+        description="Gym's resources server.",
+        json_schema_extra={"source": "the one that 'gym setup' installs"},
+    )
     head: str | None = Field(
-        default=None, description="URL of a running Gym's head server; if not given, Gym is started and stopped."
+        default=None,
+        description="URL of a running Gym's head server; if not given, Gym is started and stopped.",
+        json_schema_extra={"source": "none: a Gym of its own"},
     )
     endpoint_name: str = Field(
-        default="policy", description="Model name that the endpoint answers to. With --head, its policy_model_name."
+        default="policy",
+        description="Model name that the endpoint answers to. With --head, its policy_model_name.",
+        json_schema_extra={"source": "ours: what Gym is told where gymtrl starts it"},
     )
     endpoint_port: int | None = Field(
         default=None,
         ge=1,
         le=65535,
         description="Port of the endpoint; a free one if not given. With --head, the port of its policy_base_url.",
+        json_schema_extra={"source": "none: no two runs meet"},
     )
     gym_home: Path | None = Field(
-        default=None, description="Where 'gym setup' installed Gym, if not in its usual place."
+        default=None,
+        description="Where 'gym setup' installed Gym, if not in its usual place.",
+        json_schema_extra={"source": "where 'gym setup' installs"},
     )

@@ -86,6 +86,11 @@ def validated(model: type[S], values: Mapping[str, Any], origins: Mapping[str, s
         raise UserError(_explain(error, origins), remedy=remedy) from None
 
 
+def one_or_more(value: Any) -> Any:
+    """Takes one text for a list of it, as people write it."""
+    return [value] if isinstance(value, str) else value
+
+
 def _pairs(sets: Sequence[str]) -> list[tuple[str, Any]]:
     pairs = []
     for item in sets:

@@ -44,6 +44,25 @@ def spooled(inputs: Sequence[Path], folder: Path) -> list[Path]:
     return [_plain(path, folder / _HIDDEN) for path in name_files(inputs)]
 
 
+def as_spooled(inputs: Sequence[Path], folder: Path) -> list[Path]:
+    """Tells what `spooled` would return, and writes nothing: what it has not unpacked yet stays as it is.
+
+    Args:
+        inputs (`Sequence[Path]`): As of `spooled`.
+        folder (`Path`): As of `spooled`.
+
+    Raises:
+        `UserError`: If a folder holds no rollout files, or a file is missing.
+    """
+    files = []
+    for path in name_files(inputs):
+        if not (path.exists() or str(path) == "-"):
+            raise UserError(f"{path} does not exist", remedy="check the path")
+        plain = next(iter(_unpacked(path, folder / _HIDDEN))) if path.is_file() and packing(path) else path
+        files.append(plain if plain.exists() else path)
+    return files
+
+
 def _plain(path: Path, store: Path) -> Path:
     if str(path) == "-":
         return _keep(sys.stdin.buffer, store / "stdin", "standard input")
@@ -63,7 +82,8 @@ def _keep(stream: BinaryIO, target: Path, name: str) -> Path:
         return plain.rename(target.with_name(f"{target.name}-{sha256_of(plain)[:16]}-rollouts.jsonl"))
 
 
-def _unpack(path: Path, store: Path) -> Path:
+def _unpacked(path: Path, store: Path) -> dict[Path, Path]:
+    """Where the plain files of a packed one belong, itself first → what they are made of."""
     stem, _, ending = path.name.partition(".jsonl")
     files = {"": path}
     for suffix in SIDECAR_SUFFIXES:
@@ -72,13 +92,17 @@ def _unpack(path: Path, store: Path) -> Path:
             files[suffix] = there[0]
     hashes = "".join(f"{suffix} {sha256_of(file)}\n" for suffix, file in files.items())
     name = f"{stem}-{hashlib.sha256(hashes.encode()).hexdigest()[:16]}"
-    for suffix, file in files.items():
-        target = store / f"{name}{suffix}.jsonl"
+    return {store / f"{name}{suffix}.jsonl": file for suffix, file in files.items()}
+
+
+def _unpack(path: Path, store: Path) -> Path:
+    targets = _unpacked(path, store)
+    for target, file in targets.items():
         if not target.exists():
             with _draft(target) as draft:
                 _copy(file, draft, str(file))
                 draft.rename(target)
-    return store / f"{name}.jsonl"
+    return next(iter(targets))
 
 
 @contextmanager
