@@ -92,7 +92,7 @@ def test_sound_sft_is_left_alone(healthy: Run) -> None:
         ("sft", sft_rows(400), {"lora": True, "rate": 1e-2}),
         ("dpo", pair_rows(300), {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "rate": 3e-4}),
         ("kto", unpaired_rows(pair_rows(300)), {}),
-        ("grpo", group_rows(WIDE), {"num_generations": 4, "rate": 1e-4, "beta": 0.01, "steps": 12}),
+        ("grpo", group_rows(WIDE), {"rate": 1e-4, "steps": 12}),
     ],
     ids=["lora", "dpo", "kto", "grpo"],
 )
@@ -133,18 +133,27 @@ def no_influence(model: Any) -> None:
         layer.self_attn.k_proj.weight.zero_()
 
 
+def only_norms(model: Any) -> None:
+    """Freezes all matrices."""
+    for weight in model.parameters():
+        weight.requires_grad_(weight.dim() == 1)
+
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 SAME_LANGUAGE = sft_rows(1000, odds=KNOWN, seed=3)
 PLAIN_LOSS = changed(pair_rows(100), lambda row: {"rejected_ids": [9] * 12})
 SAME_SIDES = changed(pair_rows(80), lambda row: {"rejected_ids": row["chosen_ids"]})
-NO_LOSS = changed(group_rows(WIDE), lambda row: {"completion_mask": [0] * 8})
+TWO_GROUPS = group_rows([[1.0, 0.0, 0.0, 0.0]] * 2)
+CLIPPED = {"loss_type": "dapo", "rate": 1e-2, "steps": 60, "stop_kl": None, "stop_ratio": None}
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 15, "steps": 60, "rate": 1e-2}
 PROVOKED: dict[str, tuple[str, Rows, dict[str, Any]]] = {
-    "loss_nan": ("sft", sft_rows(100), {"rate": 1e38, "steps": 15}),
+    "loss_nan": ("sft", sft_rows(100), {"rate": 1e20, "steps": 15}),
     "loss_diverging": ("sft", sft_rows(200), {"rate": 0.3, "steps": 20}),
     "flat_few_loss_tokens": ("sft", long_prompts(200), {"rate": 1e-5, "steps": 15}),
     "flat_rate_low": ("sft", sft_rows(600), {"rate": 1e-7, "steps": 36, "batch": 16}),
     "flat_rate_high": ("sft", SAME_LANGUAGE, {"rate": 1e-2, "steps": 40, "batch": 48}),
-    "flat_few_targets": ("sft", sft_rows(800), {"rate": 2e-4, "lora": {"target_modules": ["q_proj"]}, "batch": 16}),
+    "flat_few_targets": ("sft", sft_rows(800), {"rate": 2e-4, "lora": {"target_modules": ATTENTION}, "batch": 16}),
+    "flat_frozen": ("sft", sft_rows(600), {"rate": 1e-5, "weights": only_norms, "batch": 16, "steps": 36}),
     "flat_short_run": ("sft", SAME_LANGUAGE, {"rate": 2e-6, "steps": 48, "batch": 48}),
     "flat": ("sft", SAME_LANGUAGE, {"rate": 2e-6, "steps": 54, "batch": 48}),
     "loss_at_chance": ("sft", sft_rows(100), {"base": "random", "steps": 2}),
@@ -159,9 +168,9 @@ PROVOKED: dict[str, tuple[str, Rows, dict[str, Any]]] = {
     ),
     "chosen_falls": ("dpo", pair_rows(300), {"rate": 1e-2, "steps": 30}),
     "accurate_early": ("dpo", PLAIN_LOSS, {"steps": 16}),
-    "groups_alike": ("grpo", group_rows([[1.0] * 4] * 15 + WIDE[:5]), {"num_generations": 4, "steps": 12}),
-    "ratios_masked": ("grpo", NO_LOSS, {"num_generations": 4, "steps": 8}),
-    "kl_high": ("grpo", group_rows(WIDE), {"num_generations": 4, "steps": 8, "rate": 3e-2, "beta": 0.01}),
+    "ratios_masked": ("grpo", TWO_GROUPS, CLIPPED),
+    "kl_high": ("grpo", group_rows(WIDE), {"steps": 12, "rate": 3e-2}),
+    "negatives_vanish": ("grpo", group_rows(WIDE), {"steps": 25, "rate": 1e-2}),
 }
 AT_THE_END = {code for code, rule in BY_CODE.items() if "live" not in rule.when}
 
@@ -205,19 +214,6 @@ def test_equal_sides_give_no_gradient(model: Path, tmp_path: Path) -> None:
     assert run.stopped_by is not None and run.stopped_by.rule == "no_gradient"
 
 
-def test_negatives_that_vanish() -> None:
-    # As the trainer of recorded groups logs them.
-    steps = tuple({"step": n, "loss": 0.0, "ratio/negatives": ratio, "kl": 0.1} for n, ratio in enumerate((0.9, 0.4)))
-    run = RunRecord("grpo", steps=steps)
-    assert diagnose(run, "live") == []
-    last = {"step": 3, "loss": 0.0, "ratio/negatives": 0.08, "kl": 0.3}
-    (found,) = diagnose(dataclasses.replace(run, steps=(*steps, last)), "live")
-    assert (found.rule, found.evidence) == (
-        "negatives_vanish",
-        "mean ratio on negatives 0.9 in the first step, 0.08 in the last",
-    )
-
-
 def long_side(row: dict[str, Any]) -> dict[str, Any]:
     return {"rejected_ids": row["rejected_ids"][:6], "rejected_mask": row["rejected_mask"][:6]}
 
@@ -228,13 +224,6 @@ SHORT_BAD = changed(
     unpaired_rows(pair_rows(60)), lambda row: {} if row["label"] else {"completion_mask": [1] * 6 + [0] * 6}
 )
 BEFOREHAND: dict[str, tuple[str, Rows, dict[str, Any], dict[str, Any], str]] = {
-    "no_loss_tokens": (
-        "sft",
-        changed(sft_rows(200), lambda row: {"labels": [-100] * 30}),
-        {},
-        {},
-        "0 of 6,000 tokens carry loss",
-    ),
     "few_loss_tokens": ("sft", long_prompts(120), {}, {}, "120 of 15,120 tokens carry loss (0.79%)"),
     "duplicates": ("sft", sft_rows(100) + sft_rows(20), {}, {}, "20 of 120 rows stand in the data already"),
     "long_rows_lost": ("sft", sft_rows(200), DROPS, {}, "of 60 lines 12 too_long, 8 truncated"),
@@ -294,7 +283,7 @@ def test_a_real_dataset_provokes_each_rule_about_data(tmp_path: Path, code: str)
 
 
 def test_every_rule_is_provoked() -> None:
-    elsewhere = {"nothing_trainable", "negatives_vanish"}
+    elsewhere = {"nothing_trainable"}
     assert PROVOKED.keys() | BEFOREHAND.keys() | elsewhere == BY_CODE.keys()
     assert len(BY_CODE) == len(RULES) and {"loss_nan", "no_gradient", "nothing_trainable"} <= STOPPING
 
