@@ -21,6 +21,8 @@ VOCABULARY = 64
 FIRST, LETTERS = 8, 48
 KNOWN, NEW = (0.5, 0.3, 0.2), (0.25, 0.3, 0.45)
 Rows = list[dict[str, Any]]
+WIDE = [[1.0, 0.0, 0.0, 1.0]] * 25
+"""Rewards of groups that there is much to learn from."""
 
 
 def text(odds: Sequence[float], length: int, chance: random.Random, start: int | None = None) -> list[int]:
