@@ -26,14 +26,10 @@ from doctor_runs import (
 from gymtrl import (
     FilterSettings,
     FormatGrpoSettings,
-    FormatKtoSettings,
     FormatSftSettings,
-    TrainKtoSettings,
     TrainSftSettings,
-    UserError,
     filter_rollouts,
     format_grpo,
-    format_kto,
     format_sft,
 )
 from gymtrl.doctor.diagnose import diagnose
@@ -113,7 +109,7 @@ BEFOREHAND: dict[str, tuple[str, Rows, dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-FROM_ROLLOUTS = {"long_rows_lost", "batch_larger_than_data", "few_steps", "few_rows", "micro_batch_of_one"}
+FROM_ROLLOUTS = {"long_rows_lost", "batch_larger_than_data", "few_steps", "few_rows", "groups_alike"}
 
 
 @pytest.mark.parametrize("code", BEFOREHAND)
@@ -183,9 +179,6 @@ def test_what_the_verbs_make_of_rollouts_provokes_rules_about_the_plan(tmp_path:
     settings = TrainSftSettings(method="full", max_steps=3, effective_batch=2)
     (few,) = [f for f in prepare(tmp_path / "sft", settings).findings if f.rule == "few_steps"]
     assert few.remedy.startswith("Train without --max-steps")
-    format_kto(source, tmp_path / "kto", FormatKtoSettings(model=base))
-    with pytest.raises(UserError, match="KTO cannot compare a row with itself: micro_batch 1"):
-        prepare(tmp_path / "kto", TrainKtoSettings(micro_batch=1))
 
 
 def test_groups_that_the_dataset_left_out_count(tmp_path: Path, base: str) -> None:

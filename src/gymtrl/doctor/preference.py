@@ -57,10 +57,6 @@ def _one_label(run: RunRecord) -> str | None:
     return f"{run.data.good:,} good and {run.data.bad:,} bad rows"
 
 
-def _micro_batch(run: RunRecord) -> str | None:
-    return f"micro_batch {run.micro_batch}" if run.micro_batch == 1 else None
-
-
 def _weights(run: RunRecord) -> str | None:
     facts = run.data
     if facts is None or not min(facts.good, facts.bad):
@@ -134,17 +130,6 @@ PREFERENCE_RULES = (
         "Format again with another --reward-threshold, or train on the good ones with 'gymtrl train sft'",
         "certain",
         _one_label,
-    ),
-    Rule(
-        "micro_batch_of_one",
-        PREFLIGHT,
-        ("kto",),
-        "error",
-        "KTO cannot compare a row with itself",
-        "Each prompt is scored with the answer of another row of its micro-batch, and there is none.",
-        "Set --micro-batch 4",
-        "TRL refuses it",
-        _micro_batch,
     ),
     Rule(
         "weights_unbalanced",
