@@ -88,7 +88,7 @@ def _longer(record: RunRecord) -> str:
     rows, batch = record.data.rows if record.data else 0, record.effective_batch or 0
     if not rows or not batch:
         return "with more --epochs or a smaller --effective-batch"
-    if (record.planned_steps or 0) < rows // batch:
+    if record.planned_steps is not None and record.planned_steps < rows // batch:
         return "without --max-steps, which ends the run within the first pass over the data"
     epochs = ENOUGH_STEPS * batch / rows
     if epochs <= MOST_EPOCHS:
