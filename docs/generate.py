@@ -187,7 +187,12 @@ def _drops(drops: dict[str, Drop]) -> str:
 
 
 def _doctor() -> str:
-    names = {"objective": "OBJECTIVE", "dataset": "DATASET", "rate": "RATE", "epochs": "N"}
+    names = {
+        "objective": "OBJECTIVE",
+        "dataset": "DATASET",
+        "rate": "RATE",
+        "longer": "with --epochs N or a smaller --effective-batch",
+    }
     rows = (
         (
             f"`{rule.code}`",

@@ -1,4 +1,4 @@
-"""Real runs of a tiny model for the tests of `doctor`: a language of numbers, datasets in it, and TRL's trainers."""
+"""Real runs of a tiny model for the tests of `doctor`: a language of numbers, datasets in it, and our trainers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ VOCABULARY = 64
 FIRST, LETTERS = 8, 48
 KNOWN, NEW = (0.5, 0.3, 0.2), (0.25, 0.3, 0.45)
 Rows = list[dict[str, Any]]
+WIDE = [[1.0, 0.0, 0.0, 1.0]] * 25
+"""Rewards of groups that there is much to learn from."""
 
 
 def text(odds: Sequence[float], length: int, chance: random.Random, start: int | None = None) -> list[int]:
@@ -67,16 +69,16 @@ def unpaired_rows(pairs: Rows) -> Rows:
     return rows
 
 
-def group_rows(rewards: Sequence[Sequence[float | None]], seed: int = 0) -> Rows:
+def group_rows(rewards: Sequence[Sequence[float | None]], seed: int = 0, *, length: int = 8) -> Rows:
     """Recorded groups with these rewards."""
     chance = random.Random(seed)
     rows = []
     for group, given in enumerate(rewards):
         prompt = text(KNOWN, 5, chance)
         for reward in given:
-            said = text(KNOWN, 9, chance, start=prompt[-1] - FIRST)[1:]
+            said = text(KNOWN, length + 1, chance, start=prompt[-1] - FIRST)[1:]
             own = {"task_key": f"task {group}", "group": str(group), "reward": reward, "prompt_ids": prompt}
-            rows.append({**own, "completion_ids": said, "completion_mask": [1] * 8})
+            rows.append({**own, "completion_ids": said, "completion_mask": [1] * length})
     return rows
 
 
@@ -164,7 +166,7 @@ def train(
     weights: Callable[[Any], None] | None = None,
     **options: Any,
 ) -> Run:
-    """Trains with TRL's trainer of an objective under a `Watch`.
+    """Trains with the trainer of an objective under a `Watch`.
 
     Args:
         objective (`str`): `sft`, `dpo`, `kto` or `grpo`.
@@ -182,16 +184,17 @@ def train(
     from datasets import Dataset
     from rich.console import Console
     from transformers import AutoModelForCausalLM, PrinterCallback
-    from trl import DPOConfig, GRPOConfig, GRPOTrainer, KTOConfig, SFTConfig, SFTTrainer
+    from trl import DPOConfig, KTOConfig, SFTConfig, SFTTrainer
 
-    from gymtrl import TokenDPOTrainer, TokenKTOTrainer
+    from gymtrl import RecordedGroupConfig, RecordedGroupTrainer, TokenDPOTrainer, TokenKTOTrainer, recompute_log_probs
+    from gymtrl.training.plan import ADAMW
     from gymtrl.training.watch import Watch
 
     kinds: dict[str, Any] = {
         "sft": (SFTTrainer, SFTConfig),
         "dpo": (TokenDPOTrainer, DPOConfig),
         "kto": (TokenKTOTrainer, KTOConfig),
-        "grpo": (GRPOTrainer, GRPOConfig),
+        "grpo": (RecordedGroupTrainer, RecordedGroupConfig),
     }
     kind, config = kinds[objective]
     out.mkdir(parents=True, exist_ok=True)
@@ -213,7 +216,8 @@ def train(
         "per_device_train_batch_size": batch,
         "learning_rate": rate,
         "lr_scheduler_type": "constant",
-        "max_length": None,
+        "optim": ADAMW,
+        "logging_nan_inf_filter": False,
         "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
@@ -224,20 +228,17 @@ def train(
     }
     more: dict[str, Any] = {}
     rows = pq.read_table(folder / "data" / "train-00000-of-00001.parquet").to_pylist()
-    if objective == "grpo":
-        usual = {name: value for name, value in usual.items() if name != "max_length"}
-        more = _replay(rows)
-        train_rows = more.pop("train")
-    else:
-        train_rows = Dataset.from_list([{n: v for n, v in row.items() if n != "task_key"} for row in rows])
-        validation = folder / "data" / "validation-00000-of-00001.parquet"
-        if validation.exists():
-            names = [name for name in rows[0] if name != "task_key"]
-            more["eval_dataset"] = Dataset.from_parquet(str(validation), cache_dir=str(out / "cache")).select_columns(
-                names
-            )
+    train_rows = Dataset.from_list([{n: v for n, v in row.items() if n != "task_key"} for row in rows])
+    validation = folder / "data" / "validation-00000-of-00001.parquet"
+    if validation.exists():
+        names = [name for name in rows[0] if name != "task_key"]
+        more["eval_dataset"] = Dataset.from_parquet(str(validation), cache_dir=str(out / "cache")).select_columns(names)
     torch.manual_seed(0)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+    if objective == "grpo":
+        train_rows = recompute_log_probs(loaded, train_rows)
+    else:
+        usual["max_length"] = None
     if weights is not None:
         weights(loaded)
     trainer = kind(
@@ -260,34 +261,6 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
-
-
-def _replay(rows: Rows) -> dict[str, Any]:
-    """TRL's GRPO trainer fed with recorded groups."""
-    from datasets import Dataset
-
-    groups: dict[str, Rows] = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row)
-
-    def rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        taken = []
-        for number, prompt in enumerate(prompts):
-            group = groups[prompt[-1]["group"]]
-            taken.append(group[number % len(group)])
-        return {
-            "prompt_ids": [row["prompt_ids"] for row in taken],
-            "completion_ids": [row["completion_ids"] for row in taken],
-            "logprobs": None,
-            "env_mask": [row["completion_mask"] for row in taken],
-            "recorded": [row["reward"] for row in taken],
-        }
-
-    def reward(prompts: Any, completions: Any, recorded: list[float | None], **columns: Any) -> list[float | None]:
-        return recorded
-
-    prompts = [[{"role": "user", "content": "", "group": group}] for group in groups]
-    return {"train": Dataset.from_dict({"prompt": prompts}), "rollout_func": rollouts, "reward_funcs": reward}
 
 
 def run_folder(folder: Path, run: Run, *, verb: str = "train sft", finished: bool = True) -> Path:

@@ -20,7 +20,7 @@ ALLOWED = {
     "selection": {"rollouts", "workspace"},
     "comparison": {"rollouts"},
     "formats": {"rollouts", "selection", "models", "workspace"},
-    "doctor": {"rollouts"},
+    "doctor": {"rollouts", "workspace"},
     "training": {"doctor", "models", "workspace"},
     "exports": {"rollouts", "models", "workspace"},
     "validation": {"gym", "serving", "comparison", "workspace"},

@@ -29,12 +29,16 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with a training run: the evidence, the likely cause, and what to do."""
-    from gymtrl.doctor.diagnose import diagnose
-    from gymtrl.doctor.read import read_run
-    from gymtrl.reports.doctor import findings_json, render_findings
+    from gymtrl.doctor.diagnose import diagnose, with_told
+    from gymtrl.doctor.finding import read_findings
+    from gymtrl.doctor.read import read_run, run_folder, unfinished
+    from gymtrl.reports.doctor import findings_json, render_findings, render_unfinished
 
-    record = read_run(run)
-    findings = diagnose(record, "after")
+    record, folder = read_run(run), run_folder(run)
+    findings = with_told(diagnose(record, "after"), read_findings(folder / "findings.json"))
+    partial = unfinished(run)
+    if partial is not None and partial != folder:
+        render_unfinished(run, partial)
     if as_json:
         sys.stdout.write(findings_json(findings))
     else:

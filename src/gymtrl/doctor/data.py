@@ -19,12 +19,6 @@ _CUT = ("too_long", "truncated")
 _DOCS = "see the loss mask of some rows with 'gymtrl format {objective} ... --show 3'"
 
 
-def _no_loss_tokens(run: RunRecord) -> str | None:
-    if run.data is None or not run.data.tokens or run.data.loss_tokens:
-        return None
-    return f"0 of {run.data.tokens:,} tokens carry loss"
-
-
 def _few_loss_tokens(run: RunRecord) -> str | None:
     if run.data is None or not 0 < run.data.loss_tokens < FEW_LOSS_TOKENS * run.data.tokens:
         return None
@@ -73,23 +67,13 @@ def _length_bias(run: RunRecord) -> str | None:
     told = f"median length {facts.good_length:,.0f} tokens of the good side, {facts.bad_length:,.0f} of the bad"
     if run.objective == "kto":
         return told if min(facts.good, facts.bad) >= FEWEST_SIDES else None
-    if facts.rows < FEWEST_SIDES or facts.longer_share < LONGER_SHARE:
+    count, of = (facts.groups - facts.groups_alike, "groups") if run.objective == "grpo" else (facts.rows, "pairs")
+    if count < FEWEST_SIDES or facts.longer_share < LONGER_SHARE:
         return None
-    return f"{told}; the good one is longer in {facts.longer_share:.0%} of the pairs"
+    return f"{told}; the good one is longer in {facts.longer_share:.0%} of the {of}"
 
 
 DATA_RULES = (
-    Rule(
-        "no_loss_tokens",
-        PREFLIGHT,
-        OBJECTIVES,
-        "error",
-        "No token carries loss",
-        "The labels or masks leave out every token, so that there is nothing to learn.",
-        "Make the dataset again with 'gymtrl format'; " + _DOCS,
-        "certain",
-        _no_loss_tokens,
-    ),
     Rule(
         "few_loss_tokens",
         PREFLIGHT,
@@ -104,7 +88,8 @@ DATA_RULES = (
     Rule(
         "duplicates",
         PREFLIGHT,
-        OBJECTIVES,
+        # Groups are recorded whole: equal rollouts in them say how often the policy gives that answer.
+        ("sft", "dpo", "kto"),
         "warning",
         "Many rows are copies",
         "The same rollout was collected or given twice; the run learns such rows by heart.",
@@ -126,13 +111,28 @@ DATA_RULES = (
     Rule(
         "length_bias",
         PREFLIGHT,
-        ("dpo", "kto"),
+        ("dpo",),
         "warning",
         "Good answers are much longer than bad ones",
-        "Length tells good from bad, and preference training learns length before all else (arXiv:2403.19159).",
-        "Make pairs of like length with 'gymtrl format dpo ... --strategy length_matched', or train with "
-        "'gymtrl train dpo ... --loss-type sigmoid_norm'",
+        "Length tells good from bad, and preference training learns length before all else (arXiv:2403.19159): the "
+        "policy drifts to long answers.",
+        "Train with 'gymtrl train dpo ... --loss-type sigmoid_norm --beta 5', which goes by the mean over a side's "
+        "tokens; where rewards are graded, make pairs of like length with 'gymtrl format dpo ... --strategy "
+        "length_matched'",
         f"ours: {LENGTH_RATIO:g} times as long, in {LONGER_SHARE:.0%} of the pairs",
+        _length_bias,
+    ),
+    Rule(
+        "length_bias_unpaired",
+        PREFLIGHT,
+        ("kto", "grpo"),
+        "warning",
+        "Good rollouts are much longer than bad ones",
+        "Length tells good from bad, and is learned before all else (arXiv:2403.19159): the policy drifts to long "
+        "answers.",
+        "Leave out the longest rollouts with 'gymtrl filter ... --max-completion-chars N', and collect more tasks in "
+        "which short answers are right",
+        f"ours: {LENGTH_RATIO:g} times as long; in groups, in {LONGER_SHARE:.0%} of those whose rewards differ",
         _length_bias,
     ),
     Rule(
@@ -153,7 +153,7 @@ DATA_RULES = (
         "warning",
         "Very few optimizer steps",
         "Few rows, a large effective batch or a small --max-steps; the learning rate hardly gets to its peak.",
-        "Train with --epochs {epochs}, or with a smaller --effective-batch",
+        "Train {longer}",
         f"ours: below {FEW_STEPS}",
         _few_steps,
     ),
@@ -164,7 +164,7 @@ DATA_RULES = (
         "note",
         "Little data",
         "Few rollouts passed the filter. The model learns these rows rather than the task.",
-        "Collect more tasks, or more repeats of each; keep --epochs small and a validation split",
+        "Collect more tasks, or more repeats of each; a validation split shows what is learned by heart",
         f"ours: below {FEW_ROWS} rows; LIMA (arXiv:2305.11206) needed 1,000 chosen ones",
         _few_rows,
     ),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from gymtrl.doctor.finding import SEVERITIES, Finding
 from gymtrl.doctor.rule import Moment
 from gymtrl.doctor.rules import RULES
@@ -20,4 +23,23 @@ def diagnose(record: RunRecord, moment: Moment) -> list[Finding]:
     """
     rules = [rule for rule in RULES if moment in rule.when and record.objective in rule.objectives]
     findings = [finding for rule in rules if (finding := rule.apply(record)) is not None]
+    return _errors_first(findings)
+
+
+def with_told(found: Iterable[Finding], told: Iterable[Finding]) -> list[Finding]:
+    """Adds to what the rules find of a run what they found while it trained and do not find any more.
+
+    Args:
+        found (`Iterable[Finding]`): Of the run as it is.
+        told (`Iterable[Finding]`): Of its `findings.json`.
+
+    Returns:
+        `list[Finding]`: Errors first; the evidence of those that hold no more says so.
+    """
+    now = {finding.rule: finding for finding in found}
+    past = (replace(one, evidence=f"seen in training, not any more: {one.evidence}") for one in told)
+    return _errors_first([*now.values(), *(finding for finding in past if finding.rule not in now)])
+
+
+def _errors_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

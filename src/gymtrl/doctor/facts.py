@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,27 @@ def data_facts(dataset: Path) -> DataFacts:
         for batch in source.iter_batches(batch_size=1024, columns=columns):
             count.add(batch)
     manifest = json.loads((dataset / "manifest.json").read_text(encoding="utf-8"))
-    counts, extra = manifest.get("counts") or {}, manifest.get("extra") or {}
+    extra = manifest.get("extra") or {}
     weights: dict[str, Any] = {
         name: float(extra[name]) for name in ("desirable_weight", "undesirable_weight") if name in extra
     }
-    return replace(count.facts(), read=int(counts.get("read", 0)), dropped=dict(counts.get("dropped", {})), **weights)
+    read, dropped = _lines(manifest)
+    return replace(count.facts(), read=read, dropped=dropped, **weights)
+
+
+def _lines(manifest: dict[str, Any]) -> tuple[int, dict[str, int]]:
+    """Lines that were read and those that were dropped by reason, by the filter as well where it is still there."""
+    counts = manifest.get("counts") or {}
+    read, dropped = int(counts.get("read", 0)), Counter(counts.get("dropped", {}))
+    # The other formats go through all lines of a filter folder, and count those that it dropped themselves.
+    if manifest.get("verb") != "format sft":
+        return read, dict(dropped)
+    source = Path(manifest["inputs"][0]["path"]) / "manifest.json"
+    if source.is_file():
+        filtered = json.loads(source.read_text(encoding="utf-8")).get("counts") or {}
+        read = int(filtered.get("read", read))
+        dropped.update(filtered.get("dropped", {}))
+    return read, dict(dropped)
 
 
 class _Count:
@@ -58,21 +75,22 @@ class _Count:
         self._tasks: set[str] = set()
         self._good: list[int] = []
         self._bad: list[int] = []
-        self._rewards: dict[str, list[float]] = {}
+        self._groups: dict[str, list[tuple[float, int]]] = {}
 
     def add(self, batch: pa.RecordBatch) -> None:
         names = set(batch.schema.names)
         rows = {name: list(_lists(batch.column(name))) for name in (*_IDS, *_MASKS) if name in names}
         others: dict[str, list[Any]] = {n: batch.column(n).to_pylist() for n in _OTHERS if n in names}
         self._tasks.update(task for task in others.get("task_key", ()) if task is not None)
-        for group, reward in zip(others.get("group", ()), others.get("reward", ()), strict=False):
-            self._rewards.setdefault(group, []).extend([] if reward is None else [reward])
         for at in range(len(batch)):
             row = {name: values[at] for name, values in rows.items()}
-            label = others["label"][at] if "label" in others else None
-            self._add_row(row, label)
+            length = self._add_row(row, others["label"][at] if "label" in others else None)
+            if "group" in others:
+                members, reward = self._groups.setdefault(others["group"][at], []), others["reward"][at]
+                members += [] if reward is None else [(reward, length)]
 
-    def _add_row(self, row: dict[str, Numbers], label: bool | None) -> None:
+    def _add_row(self, row: dict[str, Numbers], label: bool | None) -> int:
+        """Counts a row; returns how many of its tokens carry loss."""
         self._rows += 1
         prompt = len(row.get("prompt_ids", ()))
         lengths = [prompt + len(row[name]) for name in _IDS[1:] if name in row]
@@ -91,10 +109,18 @@ class _Count:
             self._longer += loss["chosen_mask"] > loss["rejected_mask"]
         elif label is not None:
             (self._good if label else self._bad).append(loss["completion_mask"])
+        return sum(loss.values())
 
     def facts(self) -> DataFacts:
         pairs = self._rows if len(self._good) == len(self._bad) == self._rows else 0
-        alike = [not rewards or max(rewards) - min(rewards) <= SAME_REWARD for rewards in self._rewards.values()]
+        differing = [members for members in self._groups.values() if _differ(members)]
+        for members in differing:
+            mean = fmean(reward for reward, _ in members)
+            good, bad = ([n for reward, n in members if (reward > mean) is side] for side in (True, False))
+            self._longer += fmean(good) > fmean(bad)
+            self._good += good
+            self._bad += bad
+        unpaired = not pairs and not self._groups
         return DataFacts(
             rows=self._rows,
             tokens=self._tokens,
@@ -103,14 +129,19 @@ class _Count:
             duplicates=self._copies,
             tasks=len(self._tasks),
             identical_pairs=int(self._identical),
-            good=0 if pairs else len(self._good),
-            bad=0 if pairs else len(self._bad),
+            good=len(self._good) if unpaired else 0,
+            bad=len(self._bad) if unpaired else 0,
             good_length=float(median(self._good)) if self._good else 0.0,
             bad_length=float(median(self._bad)) if self._bad else 0.0,
-            longer_share=self._longer / pairs if pairs else 0.0,
-            groups=len(alike),
-            groups_alike=sum(alike),
+            longer_share=self._longer / (pairs or len(differing) or 1),
+            groups=len(self._groups),
+            groups_alike=len(self._groups) - len(differing),
         )
+
+
+def _differ(members: list[tuple[float, int]]) -> bool:
+    rewards = [reward for reward, _ in members]
+    return bool(rewards) and max(rewards) - min(rewards) > SAME_REWARD
 
 
 def _lists(column: pa.ListArray) -> Iterator[Numbers]:

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from statistics import median
 
 from gymtrl.doctor.data import FEW_LOSS_TOKENS
-from gymtrl.doctor.rule import AFTER, LIVE, Rule, usual_rate
+from gymtrl.doctor.rule import AFTER, ENOUGH_STEPS, LIVE, Rule, usual_rate
 from gymtrl.doctor.run import RunRecord, number
-from gymtrl.doctor.trend import Trend, trend
+from gymtrl.doctor.trend import Trend, above, trend
 
 RISE = 0.1
 SURE = 5.0
 """Standard deviations by which a single step is not above the others by chance."""
+
+ABOVE_START = 0.95
+"""Share of the later steps that are above the first one, where it was no batch of another kind (ours)."""
 
 FLAT = 0.01
 VISIBLE = 0.05
@@ -22,18 +25,25 @@ CHANCE = 0.9
 FOREIGN_FACTOR, FOREIGN_NATS = 2.0, 1.0
 OVERFIT = 0.05
 RATE_FACTOR = 10.0
-SHORT_RUN = 50
-FEW_TARGETS = 0.5
+SHORT_RUN = ENOUGH_STEPS
+OVERFLOWS = 10
+"""Steps in a row whose gradient may overflow: in half precision, 65,536 is halved for each until it fits."""
+
+FROZEN = 0.5
+FEW_TARGETS = 0.6
 
 _TRAINED = ("sft", "dpo", "kto")
 
 
 def _nan(run: RunRecord) -> str | None:
+    overflows = 0
     for entry in run.steps:
-        for name in ("loss", "grad_norm"):
-            value = number(entry.get(name))
-            if value is not None and not math.isfinite(value):
-                return f"{name} is {value} in step {entry.get('step')}"
+        loss, gradient = number(entry.get("loss")), number(entry.get("grad_norm"))
+        if loss is not None and not math.isfinite(loss):
+            return f"loss is {loss} in step {entry.get('step')}"
+        overflows = overflows + 1 if gradient is not None and not math.isfinite(gradient) else 0
+        if overflows >= OVERFLOWS:
+            return f"grad_norm is {gradient} in step {entry.get('step')}, as in the {OVERFLOWS - 1} before"
     return None
 
 
@@ -43,8 +53,10 @@ def _diverging(run: RunRecord) -> str | None:
     if whole is None:
         return None
     # With too high a rate the loss jumps in the second step already, and may come down from there.
-    by_thirds = whole.change > max(whole.margin, RISE * abs(whole.first))
+    third = len(losses) // 3
+    by_thirds = whole.change > max(whole.margin, RISE * abs(whole.first)) and above(losses[-third:], losses[:third])
     from_start = whole.last - losses[0] > max(SURE * whole.noise, whole.margin, RISE * abs(losses[0]))
+    from_start &= sum(loss > losses[0] for loss in losses[1:]) >= ABOVE_START * (len(losses) - 1)
     if not by_thirds and not from_start:
         return None
     return (
@@ -100,6 +112,13 @@ def _few_targets(run: RunRecord) -> str | None:
     return f"{run.adapted} of {run.linear} linear layers have an adapter"
 
 
+def _frozen(run: RunRecord) -> str | None:
+    if run.method != "full" or run.trainable is None or not run.parameters:
+        return None
+    part = run.trainable / run.parameters
+    return f"{run.trainable:,} of {run.parameters:,} weights are trained ({part:.0%})" if part < FROZEN else None
+
+
 def _short(run: RunRecord) -> str | None:
     return f"{len(run.steps)} steps" if len(run.steps) < SHORT_RUN else None
 
@@ -108,7 +127,7 @@ def _other(run: RunRecord) -> str | None:
     return f"{len(run.steps)} steps{_rate_told(run)}"
 
 
-_CAUSES = (_masked, _rate_low, _rate_high, _few_targets, _short, _other)
+_CAUSES = (_masked, _rate_low, _rate_high, _few_targets, _frozen, _short, _other)
 """Why a loss stays flat, the most telling first: a run gets the first one that its numbers show."""
 
 
@@ -216,10 +235,17 @@ LOSS_RULES = (
         _FLAT_SOURCE + f"below {FEW_TARGETS:.0%} of the linear layers",
     ),
     _flat_rule(
+        "flat_frozen",
+        _frozen,
+        "Most weights of a full training are frozen.",
+        "Train a model none of whose weights are frozen, or an adapter on it with --method lora",
+        _FLAT_SOURCE + f"below {FROZEN:.0%} of the weights",
+    ),
+    _flat_rule(
         "flat_short_run",
         _short,
         "Too few optimizer steps.",
-        "Train with 'gymtrl train {objective} {dataset} --epochs {epochs}', or a smaller --effective-batch",
+        "Train {longer}",
         _FLAT_SOURCE + f"below {SHORT_RUN} steps",
     ),
     _flat_rule(

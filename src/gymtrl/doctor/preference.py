@@ -57,13 +57,9 @@ def _one_label(run: RunRecord) -> str | None:
     return f"{run.data.good:,} good and {run.data.bad:,} bad rows"
 
 
-def _micro_batch(run: RunRecord) -> str | None:
-    return f"micro_batch {run.micro_batch}" if run.micro_batch == 1 else None
-
-
 def _weights(run: RunRecord) -> str | None:
     facts = run.data
-    if facts is None or not min(facts.good, facts.bad) or facts.good == facts.bad:
+    if facts is None or not min(facts.good, facts.bad):
         return None
     desirable = run.desirable_weight if run.desirable_weight is not None else facts.desirable_weight
     undesirable = run.undesirable_weight if run.undesirable_weight is not None else facts.undesirable_weight
@@ -84,7 +80,7 @@ PREFERENCE_RULES = (
         ("dpo",),
         "error",
         "The two sides of every pair are the same",
-        "The pairs were made of copies; a pair of equal sides has no gradient.",
+        "The pairs were made of copies; of two equal sides none is better, and only the sft part of the loss learns.",
         "Make the pairs again with 'gymtrl format dpo'",
         "certain",
         _pairs_identical,
@@ -95,7 +91,7 @@ PREFERENCE_RULES = (
         ("dpo",),
         "warning",
         "Some pairs have two sides that are the same",
-        "The pairs were made of copies; a pair of equal sides has no gradient.",
+        "The pairs were made of copies; of two equal sides none is better, and only the sft part of the loss learns.",
         "Make the pairs again with 'gymtrl format dpo', which leaves such pairs out",
         "certain",
         _some_pairs_identical,
@@ -108,7 +104,8 @@ PREFERENCE_RULES = (
         "The chosen answers become less likely",
         "The margin grows because the rejected side falls faster; the policy moves to answers that are in no pair "
         "(arXiv:2404.19733).",
-        "Train with --loss-type sigmoid --loss-type sft, a higher --beta or a lower --learning-rate",
+        "Train with a lower --learning-rate or a higher --beta; the loss should have its sft part, as it does by "
+        "default, and may have more of it: --loss-weights 1 --loss-weights 2",
         f"arXiv:2404.19733; ours: by {FALL:.0%} of the margin, and beyond three standard errors",
         _chosen_falls,
     ),
@@ -133,17 +130,6 @@ PREFERENCE_RULES = (
         "Format again with another --reward-threshold, or train on the good ones with 'gymtrl train sft'",
         "certain",
         _one_label,
-    ),
-    Rule(
-        "micro_batch_of_one",
-        PREFLIGHT,
-        ("kto",),
-        "error",
-        "KTO cannot compare a row with itself",
-        "Each prompt is scored with the answer of another row of its micro-batch, and there is none.",
-        "Set --micro-batch 4",
-        "TRL refuses it",
-        _micro_batch,
     ),
     Rule(
         "weights_unbalanced",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from gymtrl.doctor.rule import OBJECTIVES
 from gymtrl.doctor.run import DataFacts, RunRecord
 from gymtrl.errors import UserError
+from gymtrl.workspace.metrics import read_metrics
 
 _COUNTED = ("trainable", "parameters", "adapted", "linear", "vocabulary")
 _PLANNED = ("effective_batch", "micro_batch", "learning_rate")
@@ -26,12 +26,11 @@ def read_run(run: Path) -> RunRecord:
     Raises:
         UserError: No such run.
     """
-    partial = run.parent / f".{run.name}.partial"
-    if (run / "manifest.json").is_file():
-        manifest = _json(run / "manifest.json")
-        known, folder = {**manifest, **_mapping(manifest.get("extra"))}, run
+    folder = run_folder(run)
+    if (folder / "manifest.json").is_file():
+        manifest = _json(folder / "manifest.json")
+        known = {**manifest, **_mapping(manifest.get("extra"))}
     else:
-        folder = partial if partial.is_dir() else run
         # The name under which a stage keeps what it was called with, and what the run hands to the process that trains.
         known = {**_json(folder / ".identity.json"), **_json(folder / "job.json")}
     if not known:
@@ -46,7 +45,7 @@ def read_run(run: Path) -> RunRecord:
             remedy="give the folder that 'gymtrl train' wrote (its -o)",
         )
     inputs = known.get("inputs") or [{}]
-    steps, evals = read_entries(folder / "metrics.jsonl")
+    entries = read_metrics(folder / "metrics.jsonl")
     counted = {"vocabulary": _json(folder / "model" / "config.json").get("vocab_size")}
     counted |= _mapping(known.get("parameters"))
     return RunRecord(
@@ -57,11 +56,25 @@ def read_run(run: Path) -> RunRecord:
         planned_steps=plan.get("steps"),
         desirable_weight=settings.get("desirable_weight"),
         undesirable_weight=settings.get("undesirable_weight"),
-        steps=steps,
-        evals=evals,
+        stop_ratio=settings.get("stop_ratio"),
+        stop_kl=settings.get("stop_kl"),
+        steps=tuple(entry for entry in entries if "loss" in entry),
+        evals=tuple(entry for entry in entries if "eval_loss" in entry),
         **{name: plan.get(name) for name in _PLANNED},
         **{name: counted.get(name) for name in _COUNTED},
     )
+
+
+def run_folder(run: Path) -> Path:
+    """The folder of a run: its own, or while it is unfinished `.NAME.partial`."""
+    partial = unfinished(run)
+    return run if partial is None or (run / "manifest.json").is_file() else partial
+
+
+def unfinished(run: Path) -> Path | None:
+    """The folder of an unfinished run of this name, which may be another than the finished one."""
+    partial = run.parent / f".{run.name}.partial"
+    return partial if partial.is_dir() else None
 
 
 def read_facts(found: object) -> DataFacts | None:
@@ -70,17 +83,6 @@ def read_facts(found: object) -> DataFacts | None:
     if not {"rows", "tokens", "loss_tokens"} <= facts.keys():
         return None
     return DataFacts(**{field.name: facts[field.name] for field in fields(DataFacts) if field.name in facts})
-
-
-def read_entries(path: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]]:
-    """Reads the training steps and the evaluations of `metrics.jsonl`; a line that was cut short is left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entries.append(_mapping(json.loads(line)))
-        except ValueError:
-            continue
-    return tuple(e for e in entries if "loss" in e), tuple(e for e in entries if "eval_loss" in e)
 
 
 def _json(path: Path) -> dict[str, Any]:

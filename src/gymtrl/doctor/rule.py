@@ -25,6 +25,10 @@ USUAL_RATE = {
 }
 """Learning rates that work for most models: the defaults of `train`, whose sources stand there."""
 
+ENOUGH_STEPS = 50
+MOST_EPOCHS = 5
+"""Passes over the data that are still worth naming as a remedy (ours)."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -38,8 +42,8 @@ class Rule:
         severity (`str`): As in `Finding`.
         title (`str`): What is the matter.
         cause (`str`): The likely cause.
-        remedy (`str`): What to do; `{objective}`, `{dataset}`, `{rate}` (the usual learning rate) and `{epochs}`
-            (enough for 50 steps) stand for the run's own.
+        remedy (`str`): What to do; `{objective}`, `{dataset}`, `{rate}` (the usual learning rate) and `{longer}`
+            (how to come to 50 steps) stand for the run's own.
         source (`str`): Where its threshold comes from.
         check (`Callable[[RunRecord], str | None]`): What was seen, with numbers; `None` where all is well.
         stops (`bool`): Training on would be in vain or do harm.
@@ -71,14 +75,25 @@ def usual_rate(record: RunRecord) -> float:
 
 
 def _words(record: RunRecord) -> dict[str, str]:
-    rows = record.data.rows if record.data else None
-    epochs = 50 * record.effective_batch / rows if rows and record.effective_batch else None
     return {
         "objective": record.objective,
         "dataset": record.dataset,
         "rate": f"{usual_rate(record):g}",
-        "epochs": "N" if epochs is None else f"{max(1, round(epochs))}",
+        "longer": _longer(record),
     }
+
+
+def _longer(record: RunRecord) -> str:
+    """How a run comes to 50 steps."""
+    rows, batch = record.data.rows if record.data else 0, record.effective_batch or 0
+    if not rows or not batch:
+        return "with more --epochs or a smaller --effective-batch"
+    if record.planned_steps is not None and record.planned_steps < rows // batch:
+        return "without --max-steps, which ends the run within the first pass over the data"
+    epochs = ENOUGH_STEPS * batch / rows
+    if epochs <= MOST_EPOCHS:
+        return f"with --epochs {max(1, round(epochs))}, or with a smaller --effective-batch"
+    return f"with a smaller --effective-batch, or on more rollouts: {rows:,} rows in more passes are learned by heart"
 
 
 PREFLIGHT: frozenset[Moment] = frozenset({"preflight", "after"})

@@ -23,7 +23,8 @@ class DataFacts:
         identical_pairs (`int`): Pairs whose sides have the same tokens.
         good, bad (`int`): Good and bad rows (KTO).
         good_length, bad_length (`float`): Median tokens that carry loss, of the good and of the bad side or rows.
-        longer_share (`float`): Share of pairs whose good side is the longer one.
+        longer_share (`float`): Share of pairs whose good side is the longer one; of groups with differing rewards the
+            share whose better rollouts are, on average.
         groups, groups_alike (`int`): Groups, and those whose rewards are all the same.
         desirable_weight, undesirable_weight (`float`): Weights that the dataset was made with (KTO).
     """
@@ -61,6 +62,7 @@ class RunRecord:
         effective_batch, micro_batch (`int`, *optional*): Rows a step, and rows at once.
         learning_rate (`float`, *optional*): Peak.
         desirable_weight, undesirable_weight (`float`, *optional*): Where other weights than the dataset's are set.
+        stop_ratio, stop_kl (`float`, *optional*): Where training on recorded groups stops.
         vocabulary (`int`, *optional*): Tokens that the model knows.
         trainable, parameters (`int`, *optional*): Weights that are trained, and all.
         adapted, linear (`int`, *optional*): Linear layers with an adapter, and all but the head.
@@ -78,6 +80,8 @@ class RunRecord:
     learning_rate: float | None = None
     desirable_weight: float | None = None
     undesirable_weight: float | None = None
+    stop_ratio: float | None = None
+    stop_kl: float | None = None
     vocabulary: int | None = None
     trainable: int | None = None
     parameters: int | None = None

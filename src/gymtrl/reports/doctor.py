@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -31,3 +32,9 @@ def render_findings(record: RunRecord, findings: Sequence[Finding], console: Con
         console.print(finding_text(finding), soft_wrap=True)
     if not findings:
         console.print(Text("nothing found", style="green"))
+
+
+def render_unfinished(run: Path, partial: Path) -> None:
+    """Prints, to standard error, that a run was begun anew and is not the one that is told of."""
+    words = f"{run} is being trained anew, or was interrupted in it: 'gymtrl doctor {partial}' tells of the new run"
+    Console(stderr=True).print(Text(plain(words)), soft_wrap=True)
