@@ -10,6 +10,8 @@ from gymtrl.doctor.rule import Moment
 from gymtrl.doctor.rules import RULES
 from gymtrl.doctor.run import RunRecord
 
+_PAST = "seen in training, not any more: "
+
 
 def diagnose(record: RunRecord, moment: Moment) -> list[Finding]:
     """Applies the rules of a moment.
@@ -37,7 +39,7 @@ def with_told(found: Iterable[Finding], told: Iterable[Finding]) -> list[Finding
         `list[Finding]`: Errors first; the evidence of those that hold no more says so.
     """
     now = {finding.rule: finding for finding in found}
-    past = (replace(one, evidence=f"seen in training, not any more: {one.evidence}") for one in told)
+    past = (replace(one, evidence=f"{_PAST}{one.evidence.removeprefix(_PAST)}") for one in told)
     return _errors_first([*now.values(), *(finding for finding in past if finding.rule not in now)])
 
 

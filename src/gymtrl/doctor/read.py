@@ -13,7 +13,7 @@ from gymtrl.errors import UserError
 from gymtrl.workspace.metrics import read_metrics
 
 _COUNTED = ("trainable", "parameters", "adapted", "linear", "vocabulary")
-_PLANNED = ("effective_batch", "micro_batch", "learning_rate")
+_PLANNED = ("effective_batch", "learning_rate")
 
 
 def read_run(run: Path) -> RunRecord:

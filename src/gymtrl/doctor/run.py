@@ -59,7 +59,7 @@ class RunRecord:
         dataset (`str`): The dataset folder, as commands name it.
         data (`DataFacts`, *optional*): Of its training rows.
         planned_steps (`int`, *optional*): Optimizer steps of the whole run.
-        effective_batch, micro_batch (`int`, *optional*): Rows a step, and rows at once.
+        effective_batch (`int`, *optional*): Rows a step.
         learning_rate (`float`, *optional*): Peak.
         desirable_weight, undesirable_weight (`float`, *optional*): Where other weights than the dataset's are set.
         stop_ratio, stop_kl (`float`, *optional*): Where training on recorded groups stops.
@@ -76,7 +76,6 @@ class RunRecord:
     data: DataFacts | None = None
     planned_steps: int | None = None
     effective_batch: int | None = None
-    micro_batch: int | None = None
     learning_rate: float | None = None
     desirable_weight: float | None = None
     undesirable_weight: float | None = None

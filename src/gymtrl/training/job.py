@@ -48,10 +48,11 @@ class Job:
             data=self.data,
             planned_steps=self.plan.steps,
             effective_batch=self.plan.effective_batch,
-            micro_batch=self.plan.micro_batch,
             learning_rate=self.plan.learning_rate,
             desirable_weight=self.settings.get("desirable_weight"),
             undesirable_weight=self.settings.get("undesirable_weight"),
+            stop_ratio=self.settings.get("stop_ratio"),
+            stop_kl=self.settings.get("stop_kl"),
         )
 
     def with_plan(self, plan: Plan) -> Job:

@@ -29,7 +29,6 @@ _RENAMED = ("learning_rate", "num_tokens")
 _SHOWN = (
     ("rewards/accuracies", "accuracy"),
     ("rewards/margins", "margin"),
-    ("sampling/importance_sampling_ratio/mean", "ratio"),
     ("ratio/negatives", "ratio"),
 )
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gymtrl.doctor.diagnose import diagnose
-from gymtrl.doctor.finding import SEVERITIES, Finding, read_findings, write_findings
+from gymtrl.doctor.diagnose import diagnose, with_told
+from gymtrl.doctor.finding import Finding, read_findings, write_findings
 from gymtrl.doctor.run import DataFacts
 from gymtrl.models.fingerprint import tokenizer_bytes
 from gymtrl.training.base import adapter_rank, hub_revision, require_weights
@@ -132,7 +132,8 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
     counted: dict[str, Any] = dict(outcome.parameters)
     evals = tuple(entry for entry in entries if "eval_loss" in entry)
     record = replace(job.record(), steps=tuple(steps), evals=evals, **counted)
-    findings = _told(draft.path / FINDINGS, [*diagnose(record, "preflight"), *diagnose(record, "after")])
+    findings = with_told(diagnose(record, "after"), read_findings(draft.path / FINDINGS))
+    write_findings(draft.path / FINDINGS, findings)
     tenth = max(1, len(steps) // 10)
     lora = resolved.method != "full"
     result = TrainResult(
@@ -194,14 +195,6 @@ def _finish(draft: Draft, out: Path, ready: Prepared, job: Job, changes: list[Ch
     shutil.rmtree(draft.path / CHECKPOINTS, ignore_errors=True)
     (draft.path / LOCK).unlink(missing_ok=True)
     return result
-
-
-def _told(path: Path, found: list[Finding]) -> list[Finding]:
-    """Adds findings to those that were told in training, and keeps them all."""
-    by_rule = {finding.rule: finding for finding in [*found, *read_findings(path)]}
-    findings = sorted(by_rule.values(), key=lambda finding: SEVERITIES.index(finding.severity))
-    write_findings(path, findings)
-    return findings
 
 
 def _known(facts: DataFacts) -> dict[str, Any]:

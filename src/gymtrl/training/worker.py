@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 EVAL_ROWS = 200
-"""Validation rows that the loss is measured on, before training and after each epoch; more would hardly move the figure."""
+"""Validation rows that the loss is measured on, before training and after each epoch; more would cost time."""
 
 _ALLOCATORS = (
     "can't allocate memory",
