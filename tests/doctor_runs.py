@@ -206,7 +206,6 @@ def train(
         data=facts,
         planned_steps=steps,
         effective_batch=batch,
-        micro_batch=batch,
         learning_rate=rate,
     )
     console = Console(file=StringIO(), width=200)
