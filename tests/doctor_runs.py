@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from gymtrl.doctor.facts import data_facts
 from gymtrl.doctor.finding import Finding
+from gymtrl.doctor.rules import STOPPING
 from gymtrl.doctor.run import RunRecord
 
 VOCABULARY = 64
@@ -252,7 +253,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     assert isinstance(console.file, StringIO)
-    return Run(watch.record, watch.findings, console.file.getvalue(), watch.stopped_by, out / "findings.json")
+    stopped_by = next((finding for finding in watch.findings if finding.rule in STOPPING), None)
+    return Run(watch.record, watch.findings, console.file.getvalue(), stopped_by, out / "findings.json")
 
 
 @functools.cache
@@ -270,7 +272,7 @@ def run_folder(folder: Path, run: Run, *, verb: str = "train sft", finished: boo
     lines = sorted((*record.steps, *record.evals), key=lambda entry: entry["step"])
     (kept / "metrics.jsonl").write_text("".join(json.dumps(dict(line)) + "\n" for line in lines))
     plan = {"objective": record.objective, "method": record.method, "steps": record.planned_steps}
-    plan |= {name: getattr(record, name) for name in ("effective_batch", "micro_batch", "learning_rate")}
+    plan |= {name: getattr(record, name) for name in ("effective_batch", "learning_rate")}
     assert record.data is not None
     known = {"objective": record.objective, "plan": plan, "data": asdict(record.data)}
     names = ("trainable", "parameters", "adapted", "linear", "vocabulary")
