@@ -116,7 +116,7 @@ FROM_ROLLOUTS = {"long_rows_lost", "batch_larger_than_data", "few_steps", "few_r
 def test_a_real_dataset_provokes_each_rule_about_data(tmp_path: Path, code: str) -> None:
     objective, rows, manifest, plan, evidence = BEFOREHAND[code]
     data = data_facts(dataset(tmp_path / "data", rows, **manifest))
-    record = RunRecord(objective, **{"data": data, "planned_steps": 50, "effective_batch": 8, "micro_batch": 4} | plan)
+    record = RunRecord(objective, **{"data": data, "planned_steps": 50, "effective_batch": 8} | plan)
     found = {finding.rule: finding for finding in diagnose(record, "preflight")}
     assert code in found and found[code].evidence.startswith(evidence), found
     also = {"few_rows", "pairs_identical", "duplicates", "few_loss_tokens", "length_bias", "weights_unbalanced"}
