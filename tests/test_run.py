@@ -98,7 +98,7 @@ def test_killed_in_training_it_goes_on_to_the_same_model_and_then_is_up_to_date(
     done = gymtrl(job, "run", "recipe.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 8/8" in done.stderr and "step 1/8" not in done.stderr
-    assert "plan: steps 8 · rows a step 4" in done.stdout and done.stdout.count("note: ") == 0
+    assert "plan: steps 8 · rows a step 4" in done.stdout
     before, after = done.stdout.split("SFT of ")  # what is wrong with it is told before and afterwards
     assert "warning: Very few optimizer steps (few_steps)" in before and "Very few optimizer steps" in after
     page = job / "out" / "trained" / "report.html"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,7 @@ def test_an_adapter_of_another_model_is_refused(
 
     named = adapter(tmp_path / "named", tiny_llama(tmp_path / "other", smollm2_dir))
     shaped = adapter(tmp_path / "shaped", tiny_llama(tmp_path / "x" / "model", smollm2_dir, hidden_size=16))
+    shutil.rmtree(tmp_path / "x")  # else it is known to be another folder
     for folder, message in ((named, "was trained on"), (shaped, "does not fit"), (model, "is no LoRA adapter")):
         with pytest.raises(UserError, match=message):
             train(datasets["sft"], tmp_path / "run", settings("sft", adapter=str(folder)))
