@@ -1,6 +1,6 @@
 """Training by `gymtrl train sft` against a plain TRL script, and against `trl sft`.
 
-Run as: python benchmarks/train.py SITE_PACKAGES MODEL [--steps N] [--rounds N] [--out benchmarks/results/train.json]
+Run as: python benchmarks/train.py SITE_PACKAGES MODEL [--steps N] [--rounds N] [--only PART] [--out FOLDER]
 
 SITE_PACKAGES is the folder below which nemo-gym is installed. The conversations are those of the rollouts that it ships
 which have one answer, no tools and at most 1,000 tokens, each once: TRL's `max_length` of 1,024 cuts none, and both
@@ -210,13 +210,16 @@ def overhead(model: str, folder: Path, steps: int, rounds: int) -> Result:
         name: {key: statistics.median(one[key] for one in side) for key in ("tokens_per_s", "tokens_per_cpu_s")}
         for name, side in results.items()
     }
+    rates = [[medians[name][rate] for name in ("ours", "plain")] for rate in ("tokens_per_s", "tokens_per_cpu_s")]
+    missing, of_cpu_time = (1 - one / other for one, other in rates)
+    print(f"overhead {missing:.2%}, of CPU time {of_cpu_time:.2%}", flush=True)
     return {
         "plan": plan,
         "largest_loss_difference": max(abs(one - other) for one, other in zip(*losses, strict=True)),
         "rounds": results,
         "medians": medians,
-        "overhead": 1 - medians["ours"]["tokens_per_s"] / medians["plain"]["tokens_per_s"],
-        "overhead_of_cpu_time": 1 - medians["ours"]["tokens_per_cpu_s"] / medians["plain"]["tokens_per_cpu_s"],
+        "overhead": missing,
+        "overhead_of_cpu_time": of_cpu_time,
         "whole_s": {name: statistics.median(one["whole"]["wall_s"] for one in side) for name, side in results.items()},
     }
 
@@ -242,11 +245,16 @@ def defaults(model: str, folder: Path) -> Result:
     found["trl_bf16"] = bf16.between(1, BF16_STEPS)
     same = runs["trl"].between(1, BF16_STEPS)
     told("trl_bf16", found["trl_bf16"])
+    pairs, bf16_speed = compared(found), found["trl_bf16"]["tokens_per_cpu_s"] / same["tokens_per_cpu_s"]
+    for name, figures in pairs.items():
+        print(f"{name:<28}{figures['times_tokens_per_cpu_s']:.2f} times the tokens a CPU second, "
+              f"{figures['times_tokens_per_s']:.2f} a second, loss {figures['eval_loss_more']:+.2%}")  # fmt: skip
+    print(f"bf16 on: {bf16_speed:.2f} times the speed of the same steps without", flush=True)
     return {
         "sides": found,
         "plan": json.loads((folder / "ours" / "manifest.json").read_text())["extra"]["plan"],
-        "compared": compared(found),
-        "bf16_times_as_fast": found["trl_bf16"]["tokens_per_cpu_s"] / same["tokens_per_cpu_s"],
+        "compared": pairs,
+        "bf16_times_as_fast": bf16_speed,
     }
 
 
@@ -284,14 +292,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="of the comparison with trl sft (default: 6)")
     parser.add_argument("--rounds", type=int, default=3, help="of the overhead (default: 3)")
     parser.add_argument("--overhead-steps", type=int, default=20, help="of each of its runs (default: 20)")
-    parser.add_argument("--only", choices=("overhead", "defaults"), help="one part; written with --out")
+    parser.add_argument("--only", choices=("overhead", "defaults"), help="one of the two parts")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "gymtrl-benchmark-train")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/train.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="for train-PART.json")
     options = parser.parse_args()
-    out = options.out or (None if options.only else Path(__file__).parent / "results" / "train.json")
     os.environ |= ENVIRONMENT
     folder, model = options.work.resolve(), str(Path(options.model).resolve())
-    result: Result = {
+    about: Result = {
         "machine": machine() | {"packages": {package: version(package) for package in PACKAGES}},
         "load_before": os.getloadavg()[0],
         "environment": ENVIRONMENT | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
@@ -299,21 +306,18 @@ def main() -> None:
         "corpus": build(options.site_packages, model, folder, options.steps * BATCH),
         "agreement": agreement(model, folder),
     }
-    print(json.dumps({name: result[name] for name in ("corpus", "agreement")}), flush=True)
-    if options.only != "defaults":
-        result["overhead"] = overhead(model, folder, options.overhead_steps, options.rounds)
-        print(f"overhead {result['overhead']['overhead']:.2%}, of CPU time "
-              f"{result['overhead']['overhead_of_cpu_time']:.2%}", flush=True)  # fmt: skip
-    if options.only != "overhead":
-        result["defaults"] = defaults(model, folder)
-        for name, figures in result["defaults"]["compared"].items():
-            print(f"{name:<28}{figures['times_tokens_per_cpu_s']:.2f} times the tokens a CPU second, "
-                  f"{figures['times_tokens_per_s']:.2f} a second, loss {figures['eval_loss_more']:+.2%}")  # fmt: skip
-        print(f"bf16 on: {result['defaults']['bf16_times_as_fast']:.2f} times the speed of the same steps without")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(rounded(result), indent=1) + "\n")
-    if failed := missed(result):
+    print(json.dumps({name: about[name] for name in ("corpus", "agreement")}), flush=True)
+    parts = {
+        "overhead": lambda: overhead(model, folder, options.overhead_steps, options.rounds),
+        "defaults": lambda: defaults(model, folder),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in [options.only] if options.only else parts:
+        found = parts[name]()
+        (options.out / f"train-{name}.json").write_text(json.dumps(rounded(about | found), indent=1) + "\n")
+        failed += missed(about | found)
+    if failed:
         sys.exit("; ".join(failed))
     shutil.rmtree(folder)
 
@@ -323,9 +327,9 @@ def missed(result: Result) -> list[str]:
     failed = []
     if result["agreement"]["unexplained"]:
         failed.append("a row of trl sft differs from ours by more than a line break")
-    if "overhead" in result and result["overhead"]["overhead"] >= MOST_OVERHEAD:
+    if result.get("overhead", 0) >= MOST_OVERHEAD:
         failed.append(f"the overhead is not below {MOST_OVERHEAD:.0%}")
-    for name, figures in result.get("defaults", {}).get("compared", {}).items():
+    for name, figures in result.get("compared", {}).items():
         if figures["times_tokens_per_cpu_s"] < LEAST_TIMES:
             failed.append(f"{name}: not {LEAST_TIMES} times the tokens a CPU second")
         if name in ALIKE and abs(figures["eval_loss_more"]) > LOSS_WITHIN:

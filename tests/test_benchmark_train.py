@@ -45,5 +45,5 @@ def test_a_rate_leaves_out_the_first_step() -> None:
 )
 def test_what_does_not_hold_is_said(overhead: float, times: float, loss: float, failed: int) -> None:
     compared = {"ours_to_trl": {"times_tokens_per_cpu_s": times, "eval_loss_more": loss}}
-    found: dict[str, Any] = {"agreement": {"unexplained": 0}, "overhead": {"overhead": overhead}}
-    assert len(missed(found | {"defaults": {"compared": compared}})) == failed
+    found: dict[str, Any] = {"agreement": {"unexplained": 0}, "overhead": overhead}
+    assert len(missed(found | {"compared": compared})) == failed

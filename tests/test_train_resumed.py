@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,14 +91,34 @@ def test_torn_checkpoints_are_passed_over(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "optimizer.pt").write_bytes(bytes(100))
         if step < 6:
-            Seal().on_save(
-                SimpleNamespace(output_dir=str(tmp_path)),
-                SimpleNamespace(global_step=step, is_world_process_zero=True),
-                None,
-            )
+            _save(Seal(), tmp_path, step)
     assert last_sealed(tmp_path) == tmp_path / "checkpoint-4"  # the last one was never sealed
     (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(bytes(50))
     assert last_sealed(tmp_path) == tmp_path / "checkpoint-2"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     (tmp_path / "checkpoint-2" / "sealed.json").write_text('{"optimi')
     assert last_sealed(tmp_path) is None and last_sealed(tmp_path / "absent") is None
+
+
+def test_a_checkpoint_that_cannot_be_sealed_ends_training_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)  # some file systems find out only when they write
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(bytes(100))
+    seal, going_on = Seal(), SimpleNamespace(should_save=False, should_training_stop=False)
+    _save(seal, tmp_path, 2, wait=False)
+    seal.on_step_end(None, None, going_on)
+    with pytest.raises(OSError, match="No space left"):
+        seal.on_step_end(None, None, SimpleNamespace(should_save=True, should_training_stop=False))
+    assert last_sealed(tmp_path) is None
+
+
+def _save(seal: Seal, folder: Path, step: int, *, wait: bool = True) -> None:
+    state = SimpleNamespace(global_step=step, is_world_process_zero=True)
+    seal.on_save(SimpleNamespace(output_dir=str(folder)), state, None)
+    if wait:
+        seal.on_train_end(None, state, None)

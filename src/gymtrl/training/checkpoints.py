@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,44 @@ _SEAL = "sealed.json"
 
 
 class Seal(TrainerCallback):  # type: ignore[misc]  # transformers has no complete types
-    """Seals each checkpoint once all of it is on disk: a list of its files with their sizes, written last."""
+    """Seals each checkpoint once all of it is on disk: a list of its files with their sizes, written last.
+
+    A disk may take seconds for what was written: training goes on meanwhile, up to the next checkpoint, which lets the
+    trainer delete the one before.
+    """
+
+    def __init__(self) -> None:
+        self._disk = ThreadPoolExecutor(max_workers=1)
+        self._sealing: Future[None] | None = None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if distributed.is_available() and distributed.is_initialized():
             distributed.barrier()  # each process writes a part of it
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        sizes = {}
-        for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())  # a seal must not outlive a power cut that its files do not
-            sizes[str(file.relative_to(folder))] = file.stat().st_size
-        partial = folder / f".{_SEAL}"
-        partial.write_text(json.dumps(sizes), encoding="utf-8")
-        partial.replace(folder / _SEAL)
+        if state.is_world_process_zero:
+            self._sealing = self._disk.submit(_seal, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save or control.should_training_stop:
+            self._wait()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until the last checkpoint is sealed; raises what kept it from being so."""
+        if self._sealing is not None:
+            self._sealing.result()
+
+
+def _seal(folder: Path) -> None:
+    sizes = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())  # a seal must not outlive a power cut that its files do not
+        sizes[str(file.relative_to(folder))] = file.stat().st_size
+    partial = folder / f".{_SEAL}"
+    partial.write_text(json.dumps(sizes), encoding="utf-8")
+    partial.replace(folder / _SEAL)
 
 
 class SaveLast(TrainerCallback, ExportableState):  # type: ignore[misc]
