@@ -9,7 +9,7 @@ log-probability of the right answer with its end less that of the wrong one, bef
 well-formed and have two tokens, and as many right ones are Yes as No: neither format, length nor a liking for one word
 raises the mean.
 
-Each objective is trained once more, with the same settings, on the same rows rearranged so that they say nothing:
+Each objective is trained again, with the same settings, on the same rows rearranged so that they say nothing:
 
 - SFT: completions exchanged between tasks, none keeps its own; Yes follows questions of both kinds equally often;
 - DPO: the sides of every other pair exchanged, within each right answer and rejected completion;
@@ -17,9 +17,11 @@ Each objective is trained once more, with the same settings, on the same rows re
 - GRPO: rewards dealt anew within each group, such that the advantages of each right answer and completion sum to about
   zero.
 
-Held is: the interval of the mean difference, that of `gymtrl compare` over clusters, lies above zero for the four
-trainings, and includes zero for the four controls. Ends with status 1 otherwise. A run that was interrupted goes on
-with the stage that it had come to; after a change of a constant here, give another --work.
+How the rows are rearranged is drawn anew for each of DRAWS trainings, because one draw may say a little by chance.
+
+Held is: the interval of the mean difference lies above zero for the four trainings, over questions; and it includes
+zero for the four controls, over draws. Ends with status 1 otherwise. A run that was interrupted goes on with the stage
+that it had come to; after a change of a constant here, give another --work.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from statistics import mean
@@ -91,10 +93,12 @@ FILTER = FilterSettings(reward_threshold=1.0, cluster="metadata.twin", validatio
 SETTINGS: dict[str, TrainSettings] = {
     "sft": TrainSftSettings(),
     "dpo": TrainDpoSettings(learning_rate=2e-4, effective_batch=4),
-    "kto": TrainKtoSettings(learning_rate=2e-4, epochs=3, effective_batch=8),
+    "kto": TrainKtoSettings(learning_rate=2e-4, effective_batch=8),
     "grpo": TrainGrpoSettings(learning_rate=1e-4, effective_batch=8),
 }
-CONTROL_SEED = 0
+DRAWS = 4
+REAL = "real"
+CONTROLS_DRAWN = tuple(f"control-{seed}" for seed in range(DRAWS))
 
 Rows = list[dict[str, Any]]
 
@@ -120,11 +124,11 @@ class Outcome:
 
     Attributes:
         objective (`str`): Which.
-        data (`str`): `real` or `control`.
+        data (`str`): `real`, or `control-` and the seed of the draw.
         rows, steps (`int`): Training rows and optimizer steps.
         seconds (`float`): Training time.
         margin_before, margin_after (`float`): Mean over the held-out questions, in nats.
-        difference (`MeanEstimate`): Of the margins, after less before, clustered.
+        difference (`MeanEstimate`): Of the margins, after less before, over the questions.
         yes_before, yes_after (`float`): Mean log-probability of Yes less that of No, whichever is right.
     """
 
@@ -139,12 +143,25 @@ class Outcome:
     yes_before: float
     yes_after: float
 
+
+@dataclass(frozen=True)
+class Finding:
+    """What one objective teaches.
+
+    Attributes:
+        objective (`str`): Which.
+        real (`MeanEstimate`): Difference of the margins, over the questions.
+        control (`MeanEstimate`): The same difference of each control, over the draws.
+    """
+
+    objective: str
+    real: MeanEstimate
+    control: MeanEstimate
+
     @property
     def as_claimed(self) -> bool:
-        """The interval lies above zero, or, for a control, includes it."""
-        if self.data == "real":
-            return self.difference.low > 0
-        return self.difference.low <= 0 <= self.difference.high
+        """The interval lies above zero, and that of the controls includes it."""
+        return self.real.low > 0 and self.control.low <= 0 <= self.control.high
 
 
 def make_tasks() -> Rows:
@@ -200,9 +217,9 @@ def dataset(work: Path, objective: str, data: str) -> Path:
     (partial / "manifest.json").write_bytes((source / "manifest.json").read_bytes())
     (file,) = (source / "data").glob("train-*.parquet")
     table = pq.read_table(file)
-    if data == "control":
+    if data != REAL:
         columns: Columns = {name: table[name].to_pylist() for name in table.column_names}
-        changed = CONTROLS[objective](columns, _right_answers(work, columns), random.Random(CONTROL_SEED))
+        changed = CONTROLS[objective](columns, _right_answers(work, columns), random.Random(CONTROLS_DRAWN.index(data)))
         for name, values in changed.items():
             field = table.schema.field(name)
             table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, type=field.type))
@@ -281,18 +298,30 @@ def outcome(model: Path, work: Path, questions: list[HeldOut], objective: str, d
         seconds=round(facts["results"]["seconds"], 1),
         margin_before=mean(sign * a for sign, a in zip(signs, before, strict=True)),
         margin_after=mean(sign * b for sign, b in zip(signs, after, strict=True)),
-        difference=cluster_mean(differences, [question.cluster for question in questions]),
+        difference=balanced_mean(differences, questions),
         yes_before=mean(before),
         yes_after=mean(after),
     )
 
 
+def balanced_mean(values: list[float], questions: list[HeldOut]) -> MeanEstimate:
+    """Mean with the interval of `gymtrl compare`, by clusters, within the questions of each right answer.
+
+    As many questions of each were taken by design, so how far apart the two halves lie is no chance, and a liking for
+    one word moves them apart.
+    """
+    halves = {answer: [v for v, q in zip(values, questions, strict=True) if q.answer == answer] for answer in ANSWERS}
+    within = [value - mean(halves[question.answer]) for value, question in zip(values, questions, strict=True)]
+    spread, middle = cluster_mean(within, [question.cluster for question in questions]), mean(values)
+    return replace(spread, mean=middle, low=middle + spread.low, high=middle + spread.high)
+
+
 def check(model: Path, work: Path) -> Iterator[Outcome]:
-    """All four objectives, each with its control."""
+    """All four objectives, each with its controls."""
     work.mkdir(parents=True, exist_ok=True)
     prepare(model, work)
     questions = held_out(model, work)
-    for objective, data in itertools.product(SETTINGS, ("real", "control")):
+    for objective, data in itertools.product(SETTINGS, (REAL, *CONTROLS_DRAWN)):
         found = outcome(model, work, questions, objective, data)
         print(f"{objective}, {data}: {_interval(found.difference)} after {found.seconds:.0f} s", flush=True)
         yield found
@@ -302,16 +331,28 @@ def _interval(estimate: MeanEstimate) -> str:
     return f"{estimate.mean:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
+def findings(outcomes: list[Outcome]) -> list[Finding]:
+    """One of each objective."""
+    found = []
+    for objective in SETTINGS:
+        means = {one.data: one.difference.mean for one in outcomes if one.objective == objective}
+        (real,) = (one.difference for one in outcomes if (one.objective, one.data) == (objective, REAL))
+        control = cluster_mean([means[data] for data in CONTROLS_DRAWN], CONTROLS_DRAWN)
+        found.append(Finding(objective, real, control))
+    return found
+
+
 def results(outcomes: list[Outcome], work: Path) -> dict[str, Any]:
     """What the JSON file holds."""
     facts: Any = read_manifest(work / "filtered").extra
     return {
-        "passed": all(found.as_claimed for found in outcomes),
+        "passed": all(found.as_claimed for found in findings(outcomes)),
+        "findings": [asdict(found) | {"as_claimed": found.as_claimed} for found in findings(outcomes)],
         "tasks": facts["tasks"],
         "rollouts": COLLECT.model_dump(mode="json", exclude_unset=True) | {"kept": facts["rollouts"]},
         "held_out_measured": outcomes[0].difference.n,
         "settings": {name: one.model_dump(mode="json", exclude_unset=True) for name, one in SETTINGS.items()},
-        "outcomes": [asdict(found) | {"as_claimed": found.as_claimed} for found in outcomes],
+        "trainings": [asdict(one) for one in outcomes],
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("gymtrl", "torch", "transformers", "trl", "peft")},
@@ -320,12 +361,13 @@ def results(outcomes: list[Outcome], work: Path) -> dict[str, Any]:
 
 def show(outcomes: list[Outcome]) -> Table:
     """A line for each objective."""
-    table = Table("objective", "rows", "steps", "real", "control", "seconds")
-    for objective in SETTINGS:
-        real, control = (found for found in outcomes if found.objective == objective)
-        intervals = (_interval(found.difference) for found in (real, control))
-        seconds = f"{real.seconds:.0f} + {control.seconds:.0f}"
-        table.add_row(objective, str(real.rows), str(real.steps), *intervals, seconds)
+    table = Table("objective", "rows", "steps", "real", "control", "draws", "seconds each")
+    for found in findings(outcomes):
+        real, *drawn = (one for one in outcomes if one.objective == found.objective)
+        draws = ", ".join(f"{one.difference.mean:+.2f}" for one in drawn)
+        seconds = f"{mean(one.seconds for one in (real, *drawn)):.0f}"
+        sizes, intervals = (real.rows, real.steps), (found.real, found.control)
+        table.add_row(found.objective, *map(str, sizes), *map(_interval, intervals), draws, seconds)
     return table
 
 

@@ -132,10 +132,14 @@ def _die_with_parent() -> None:
 
 def _reap(main: int) -> None:
     """Collects adopted processes that have ended, but never the command itself: its status is `Popen`'s to read."""
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error, ChildProcessError):
-            if process.pid != main and process.status() == psutil.STATUS_ZOMBIE:
-                os.waitpid(process.pid, os.WNOHANG)
+    if _LIBC is None:
+        return  # nothing is adopted
+    # Asking the kernel, not looking through all processes: a supervisor must cost what it watches over nothing.
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == main:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def _end_descendants() -> None:

@@ -94,9 +94,6 @@ def main() -> None:
         signal.signal(number, signal.default_int_handler)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # OpenMP's threads spin while they wait for each other. Where other work shares the cores that makes training crawl
-    # (6 against 25 tokens/s on two contended cores); a short spin costs nothing on idle ones (154 against 155).
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         app()
     except GymtrlError as error:
