@@ -22,6 +22,16 @@ class ValidateSettings(CollectSettings, CompareSettings):
         description="Held-out tasks (JSONL), such as the heldout_inputs.jsonl that filter wrote.",
         json_schema_extra={"source": "none: 'gymtrl run' takes what filter holds out"},
     )
+    training: Path | None = Field(
+        default=None,
+        description="Filter folder or rollouts that the checkpoint was trained on, where no run of 'train' tells.",
+        json_schema_extra={"source": "none: the checkpoint's manifest names them"},
+    )
+    leak_check: bool = Field(
+        default=True,
+        description="Stop where a task to validate on, or one of its cluster, was trained on.",
+        json_schema_extra={"source": "ours: a gain on what was trained on shows nothing"},
+    )
     server: str = Field(
         default="reasoning_gym",
         description="Gym's resources server.",

@@ -11,9 +11,14 @@ from gymtrl.comparison.compare import Comparison, compare_files
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
+from gymtrl.selection.leaks import Leak, find_leaks
+from gymtrl.validation.lineage import trained_on
 from gymtrl.validation.session import GymSession, Progress, gym_session, silent
 from gymtrl.validation.settings import ValidateSettings
 from gymtrl.workspace.artefact import Draft, artefact
+
+_SHOWN_LEAKS = 3
+_SHARED = {"task_key": "prompt and tools", "input_key": "input row", "text": "question", "cluster": "cluster"}
 
 
 def model_folder(path: Path) -> Path:
@@ -42,6 +47,44 @@ def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
         raise UserError(f"{settings.tasks} does not exist", remedy="give a JSONL file of Gym tasks with --tasks")
     baseline = Path(settings.baseline)
     return [model_folder(checkpoint), baseline if baseline.is_file() else model_folder(baseline), settings.tasks]
+
+
+def require_unseen(tasks: Path, checkpoint: Path, training: Path | None = None) -> None:
+    """Checks that none of the tasks was trained on, nor another of its cluster.
+
+    Args:
+        tasks (`Path`): JSONL of Gym input rows.
+        checkpoint (`Path`): Folder that `train` wrote, or a model folder.
+        training (`Path`, *optional*): What it was trained on; by default what its manifest says.
+
+    Raises:
+        UserError: Some were, or nothing says what was trained on.
+    """
+    anyway = "or pass --no-leak-check to validate all the same"
+    sources = [training] if training is not None else trained_on(checkpoint)
+    if not sources:
+        raise UserError(
+            f"nothing says which rollouts {checkpoint} was trained on, so tasks that it has seen cannot be told",
+            remedy=f"name them, or the filter folder, with --training, {anyway}",
+        )
+    for source in sources:
+        if not source.exists():
+            raise UserError(
+                f"{checkpoint} was trained on {source}, which is not there any more, so tasks that it has seen cannot "
+                "be told",
+                remedy=f"name its new place with --training, {anyway}",
+            )
+        leaks = find_leaks(tasks, source)
+        if leaks:
+            raise UserError(
+                f"{len(leaks)} of the tasks in {tasks} were trained on, or others of their cluster: "
+                f"{', '.join(_told(leak) for leak in leaks[:_SHOWN_LEAKS])}{', …' * (len(leaks) > _SHOWN_LEAKS)}",
+                remedy=f"validate on held-out tasks, such as the heldout_inputs.jsonl of a filter folder, {anyway}",
+            )
+
+
+def _told(leak: Leak) -> str:
+    return f"line {leak.line} has its {_SHARED[leak.by]} in common with {leak.rollout}"
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -89,6 +132,8 @@ def validate(
     inputs = validate_inputs(checkpoint, settings)
     after_model, before, task_file = inputs
     tasks = read_tasks(task_file)
+    if settings.leak_check:
+        require_unseen(task_file, checkpoint, settings.training)
     opened = artefact(out, verb="validate", settings=settings, inputs=inputs, resumable=True)
     with opened as draft, ExitStack() as stack:
         if session is None:
