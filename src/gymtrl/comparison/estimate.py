@@ -133,15 +133,16 @@ def sign_flip_ps(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     exact = m <= _EXACT_CLUSTERS
     patterns = 2**m if exact else _SAMPLED_SIGNS
     random = np.random.default_rng(0)
-    least = np.abs(sums.sum(axis=1)) * (1 - 1e-12) - 1e-12
+    least = np.abs(sums.sum(axis=1)) - 1e-12 * np.abs(sums).sum(axis=1)  # ties count, whatever rounding makes of them
     as_extreme = np.zeros(len(sums), dtype=int)
     block = max(1, _BLOCK // m)
     for start in range(0, patterns, block):
         rows = min(block, patterns - start)
         if exact:
-            bits = (np.arange(start, start + rows)[:, None] >> np.arange(m)) & 1
+            flipped = np.arange(start, start + rows)[:, None] >> np.arange(m) & 1 == 1
         else:
-            bits = np.unpackbits(random.integers(256, size=(rows, (m + 7) // 8), dtype=np.uint8), axis=1)[:, :m]
-        as_extreme += (np.abs((1.0 - 2.0 * bits) @ sums.T) >= least).sum(axis=0)
+            drawn = random.integers(256, size=(rows, (m + 7) // 8), dtype=np.uint8)
+            flipped = np.unpackbits(drawn, axis=1)[:, :m] == 1
+        as_extreme += (np.abs(np.where(flipped, -1.0, 1.0) @ sums.T) >= least).sum(axis=0)
     extra = 0 if exact else 1  # the observed pattern counts as one of the draws
     return (as_extreme + extra) / (patterns + extra)
