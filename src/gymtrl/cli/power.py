@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def power(
     rollouts: Annotated[Path, typer.Argument(help="Rollouts of tasks like those to be compared (JSONL).")],
     after: Annotated[
-        Path | None, typer.Argument(help="Rollouts of the same tasks by another model: the answer then rests on less.")
+        Path | None, typer.Argument(help="Rollouts of the same tasks by another model: the answer then assumes less.")
     ] = None,
     *,
     stage: Stage,
