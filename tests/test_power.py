@@ -143,12 +143,19 @@ def test_one_rollout_a_task(tmp_path: Path) -> None:
     assert more.taken.variance.within > 0.3
 
 
+def six(*rewards: float) -> list[dict[str, object]]:
+    """Three tasks with these rewards each."""
+    return [row(f"q{t}", "a", x, index=t, repeat=r) for t in range(3) for r, x in enumerate(rewards)]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([row("q", "a", 1.0), row("q", "b", 0.0, repeat=1)], "1 tasks with valid rewards"),
         ([row("q", "a", None)], "0 tasks with valid rewards"),
-        ([row(f"q{t}", "a", 1.0, index=t, repeat=r) for t in range(3) for r in range(2)], "nothing scatters"),
+        (six(1.0, 1.0), "nothing scatters"),
+        (six(0.0, 1e300), "more than a billion tasks"),
+        (six(1.7e308, 1.7e308), "more than a billion tasks"),
     ],
 )
 def test_what_has_no_variance_is_refused(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:

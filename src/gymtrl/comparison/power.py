@@ -71,7 +71,7 @@ def variance_between_tasks(values: Sequence[float], clusters: Sequence[str], noi
 def variance_within_tasks(tasks: Sequence[TaskScores]) -> float | None:
     """Mean variance from rollout to rollout of a task; `None` where no task has two."""
     found = [float(np.var(task.rewards, ddof=1)) for task in tasks if len(task.rewards) > 1]
-    return math.fsum(found) / len(found) if found else None
+    return float(np.mean(found)) if found else None
 
 
 def noise_of_means(tasks: Sequence[TaskScores], within: float) -> float:
@@ -84,7 +84,7 @@ def noise_of_means(tasks: Sequence[TaskScores], within: float) -> float:
     shares = [
         (float(np.var(task.rewards, ddof=1)) if len(task.rewards) > 1 else within) / len(task.rewards) for task in tasks
     ]
-    return math.fsum(shares) / len(shares)
+    return float(np.mean(shares))
 
 
 def detectable(variance: Variance, tasks: int, repeats: float) -> float:
@@ -103,16 +103,24 @@ def tasks_needed(variance: Variance, effect: float, repeats: int) -> int:
         effect (`float`): The true difference, above 0.
         repeats (`int`): Rollouts of each task on each side.
     """
-    tasks = max(2, math.ceil(normal_tasks(variance, effect, repeats)))
     # The formula takes the normal distribution; t asks for a few more.
-    while detectable(variance, tasks, repeats) > effect:
-        tasks += 1
-    return tasks
+    fewest = max(2, math.ceil(normal_tasks(variance, effect, repeats)))
+    enough = fewest
+    while detectable(variance, enough, repeats) > effect:
+        enough *= 2
+    while fewest < enough:
+        middle = (fewest + enough) // 2
+        if detectable(variance, middle, repeats) > effect:
+            fewest = middle + 1
+        else:
+            enough = middle
+    return enough
 
 
 def normal_tasks(variance: Variance, effect: float, repeats: int) -> float:
     """The published formula, for many tasks: (z_0.975 + z_0.8)^2 times the variance of a task over effect squared."""
-    return _quantiles(math.inf) ** 2 * variance.of_task(repeats) / effect**2
+    ratio = _quantiles(math.inf) / effect
+    return ratio * ratio * variance.of_task(repeats)
 
 
 def repeats_needed(variance: Variance, effect: float, tasks: int) -> int | None:

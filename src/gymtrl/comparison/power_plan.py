@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from gymtrl.comparison.power import (
     TaskScores,
     Variance,
     detectable,
     noise_of_means,
+    normal_tasks,
     repeats_needed,
     tasks_needed,
     variance_between_tasks,
@@ -25,6 +27,7 @@ from gymtrl.rollouts.reader import read_lines
 
 _TASKS = (50, 100, 200, 500, 1000, 2000)
 _REPEATS = (1, 2, 4, 8, 16)
+_MOST_TASKS = 1e9
 _FEW_TASKS = 30  # a variance from fewer is uncertain by a third or more
 
 # How alike the true scores of a task are before and after, from one collection that cannot tell. In between stands the
@@ -95,11 +98,14 @@ def plan_power(before: Sequence[Path], after: Sequence[Path] = (), *, settings: 
     read = [_rewards(paths, settings.cluster) for paths in (before, after) if paths]
     by_input = all(reward.input_key for side in read for reward in side)
     sides = [_by_task(side, by_input) for side in read]
-    variances, notes, n = _paired(*sides) if len(sides) == 2 else _single(sides[0])
+    with np.errstate(over="ignore", invalid="ignore"):  # rewards may be of any size; what comes of it is looked at
+        variances, notes, n = _paired(*sides) if len(sides) == 2 else _single(sides[0])
     if n < _FEW_TASKS:
         notes = (*notes, f"the variance is from {n} tasks only: take the numbers as rough")
     repeats = (settings.repeats,) if settings.repeats else _REPEATS
     tasks = (settings.tasks,) if settings.tasks else _TASKS
+    for variance in variances.values():
+        _refuse_out_of_sight(variance, settings.effect, repeats[0])
     needed = tuple(
         Needed(r, variance, tuple(tasks_needed(variance, settings.effect, k) for k in repeats))
         for r, variance in variances.items()
@@ -211,5 +217,13 @@ def _refuse_constant(variance: float) -> None:
         )
 
 
+def _refuse_out_of_sight(variance: Variance, effect: float, repeats: int) -> None:
+    if not normal_tasks(variance, effect, repeats) < _MOST_TASKS:
+        raise UserError(
+            f"{effect:g} cannot be told where rewards scatter like these: it takes more than a billion tasks",
+            remedy="--effect is in units of the reward; look at the rewards with 'gymtrl inspect'",
+        )
+
+
 def _mean(task: TaskScores) -> float:
-    return math.fsum(task.rewards) / len(task.rewards)
+    return float(np.mean(task.rewards))
