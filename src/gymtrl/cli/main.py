@@ -11,7 +11,22 @@ import typer
 from typer.core import TyperGroup
 
 from gymtrl import __version__
-from gymtrl.cli import compare, demo, doctor, export, filter, format, gym, inspect, model, plan, recipe, train, validate
+from gymtrl.cli import (
+    compare,
+    demo,
+    doctor,
+    export,
+    filter,
+    format,
+    gym,
+    inspect,
+    model,
+    plan,
+    power,
+    recipe,
+    train,
+    validate,
+)
 from gymtrl.errors import GymtrlError, RunError
 from gymtrl.text import plain
 
@@ -25,6 +40,7 @@ VERBS = (
     "doctor",
     "validate",
     "compare",
+    "power",
     "init",
     "run",
     "schema",
@@ -79,6 +95,7 @@ train.register(app)
 doctor.register(app)
 validate.register(app)
 compare.register(app)
+power.register(app)
 recipe.register(app)
 gym.register(app)
 model.register(app)

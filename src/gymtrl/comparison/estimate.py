@@ -8,7 +8,6 @@ mend that. Sources: Bell & McCaffrey 2002 (Survey Methodology 28), Pustejovsky &
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from scipy import stats
 LEVEL = 0.95
 _EXACT_CLUSTERS = 14  # 2^14 sign patterns are all tried; with more clusters, a sample of them
 _SAMPLED_SIGNS = 20_000
+_BLOCK = 1 << 21  # numbers held at a time
 POWER = 0.8
 
 
@@ -59,25 +59,54 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     Raises:
         ValueError: Fewer than two clusters.
     """
-    x = np.asarray(values, dtype=float)
-    codes: NDArray[np.intp]
-    _, codes = np.unique(np.asarray(clusters), return_inverse=True)
-    sizes = np.bincount(codes).astype(float)
-    n, m = len(x), len(sizes)
-    if m < 2:
+    sums, sizes = cluster_sums(np.asarray(values, dtype=float)[None], clusters)
+    means, errors, df = means_and_errors(sums, sizes)
+    mean, error = float(means[0]), float(errors[0])
+    t = float(stats.t.ppf(0.5 + LEVEL / 2, df))
+    detectable = (t + float(stats.t.ppf(POWER, df))) * error
+    return MeanEstimate(mean, error, df, mean - t * error, mean + t * error, detectable, int(sizes.sum()), len(sizes))
+
+
+def cluster_sums(values: NDArray[np.float64], clusters: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums values by cluster.
+
+    Args:
+        values (`ndarray` of shape (samples, n)): Samples of the same tasks.
+        clusters (`ArrayLike`, shape (n,)): The cluster of each task.
+
+    Returns:
+        `tuple[ndarray, ndarray]`: Sums, of shape (samples, clusters), and the number of values in each cluster.
+    """
+    _, codes, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    first = np.cumsum(sizes) - sizes
+    sums = np.add.reduceat(values[:, np.argsort(codes, kind="stable")], first, axis=1)
+    return sums, sizes.astype(float)
+
+
+def means_and_errors(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Means of many samples with clusters of the same sizes, their CR2 standard errors, and the degrees of freedom.
+
+    Args:
+        sums (`ndarray` of shape (samples, clusters)): The sum of each cluster's values.
+        sizes (`ndarray` of shape (clusters,)): The number of each cluster's values.
+
+    Raises:
+        ValueError: Fewer than two clusters.
+    """
+    n = float(sizes.sum())
+    if len(sizes) < 2:
         raise ValueError("an interval needs at least two clusters")
-    mean = float(x.mean())
-    sums = np.bincount(codes, weights=x - mean)
+    means = sums.sum(axis=1) / n
+    residuals = sums - means[:, None] * sizes
     a2 = 1.0 / (1.0 - sizes / n)
-    variance = float(np.sum(sums**2 * a2)) / n**2
+    variances = (residuals**2 @ a2) / n**2
     diagonal = a2 * (sizes - sizes**2 / n) / n**2
     weights = a2 * sizes**2
     off_diagonal = (weights.sum() ** 2 - np.sum(weights**2)) / n**6
     df = float(diagonal.sum() ** 2 / (np.sum(diagonal**2) + off_diagonal))
-    error = float(np.sqrt(variance))
-    t = float(stats.t.ppf(0.5 + LEVEL / 2, df))
-    detectable = (t + float(stats.t.ppf(POWER, df))) * error
-    return MeanEstimate(mean, error, df, mean - t * error, mean + t * error, detectable, n, m)
+    return means, np.sqrt(variances), df
 
 
 def sign_flip_p(values: ArrayLike, clusters: ArrayLike) -> float:
@@ -90,13 +119,30 @@ def sign_flip_p(values: ArrayLike, clusters: ArrayLike) -> float:
         values (`ArrayLike` of `float`, shape (n,)): Paired differences.
         clusters (`ArrayLike`, shape (n,)): The cluster of each.
     """
-    _, codes = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(codes, weights=np.asarray(values, dtype=float))
-    if len(sums) <= _EXACT_CLUSTERS:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sums))))
-        extra = 0
-    else:
-        signs = np.random.default_rng(0).choice((1.0, -1.0), size=(_SAMPLED_SIGNS, len(sums)))
-        extra = 1  # the observed pattern counts as one of the draws
-    as_extreme = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12
-    return float((as_extreme.sum() + extra) / (len(signs) + extra))
+    sums, _ = cluster_sums(np.asarray(values, dtype=float)[None], clusters)
+    return float(sign_flip_ps(sums)[0])
+
+
+def sign_flip_ps(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P-values of many samples; see `sign_flip_p`.
+
+    Args:
+        sums (`ndarray` of shape (samples, clusters)): The sum of each cluster's values.
+    """
+    m = sums.shape[1]
+    exact = m <= _EXACT_CLUSTERS
+    patterns = 2**m if exact else _SAMPLED_SIGNS
+    random = np.random.default_rng(0)
+    least = np.abs(sums.sum(axis=1)) - 1e-12 * np.abs(sums).sum(axis=1)  # ties count, whatever rounding makes of them
+    as_extreme = np.zeros(len(sums), dtype=int)
+    block = max(1, _BLOCK // m)
+    for start in range(0, patterns, block):
+        rows = min(block, patterns - start)
+        if exact:
+            flipped = np.arange(start, start + rows)[:, None] >> np.arange(m) & 1 == 1
+        else:
+            drawn = random.integers(256, size=(rows, (m + 7) // 8), dtype=np.uint8)
+            flipped = np.unpackbits(drawn, axis=1)[:, :m] == 1
+        as_extreme += (np.abs(np.where(flipped, -1.0, 1.0) @ sums.T) >= least).sum(axis=0)
+    extra = 0 if exact else 1  # the observed pattern counts as one of the draws
+    return (as_extreme + extra) / (patterns + extra)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from gymtrl.comparison.power_settings import PowerSettings
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.exports.settings import ExportSettings
 from gymtrl.formats.settings import (
@@ -52,6 +53,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "train grpo": TrainGrpoSettings,
     "validate": ValidateSettings,
     "compare": CompareSettings,
+    "power": PowerSettings,
     "gym setup": GymSetupSettings,
 }
 """The stages that a recipe may have a section for, by verb, and their settings."""
