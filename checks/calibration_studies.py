@@ -118,7 +118,9 @@ def half_widths(before: Floats, after: Floats) -> dict[str, Floats]:
     }
     if (repeats := before.shape[2]) > 1:
         parts = [side.mean(axis=1, dtype=float).var(axis=1, ddof=1) / repeats for side in (before, after)]
-        df = (parts[0] + parts[1]) ** 2 * (repeats - 1) / (parts[0] ** 2 + parts[1] ** 2)
+        # Where all repeats come to the same mean the interval has no width, whatever t is.
+        squares = np.maximum(parts[0] ** 2 + parts[1] ** 2, 1e-30)
+        df = np.maximum((parts[0] + parts[1]) ** 2 * (repeats - 1) / squares, 1)
         found["welch over repeats"] = stats.t.ppf(0.975, df) * np.sqrt(parts[0] + parts[1])
     return found
 

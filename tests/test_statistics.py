@@ -13,9 +13,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from gymtrl.comparison.bootstrap import bootstrap_interval
+from gymtrl.comparison.bootstrap import bootstrap_interval, bootstrap_intervals
 from gymtrl.comparison.discrete import mcnemar_p, pass_at_k, wilson_interval
-from gymtrl.comparison.estimate import cluster_mean, sign_flip_p
+from gymtrl.comparison.estimate import cluster_mean, sign_flip_p, sign_flip_ps
 from gymtrl.comparison.multiple import holm
 
 DESIGNS = ([1] * 6, [3] * 8, [1, 2, 3, 1, 5, 2, 4], [40, 1, 1, 1, 1, 1], [2, 17, 9, 30, 1, 4, 4, 12, 25])
@@ -74,6 +74,14 @@ def test_sign_flips_match_the_permutation_test(sizes: list[int]) -> None:
 def test_many_sign_flips_are_drawn() -> None:
     x = np.random.default_rng(5).normal(0.3, 1, size=60)
     assert sign_flip_p(x, range(60)) == pytest.approx(stats.ttest_1samp(x, 0).pvalue, abs=0.01)
+
+
+def test_one_sample_is_tested_as_many_are() -> None:
+    sums, sizes = np.random.default_rng(6).normal(size=(700, 61)), np.ones(61)
+    flips, limits = sign_flip_ps(sums), bootstrap_intervals(sums, sizes, draws=2000)
+    for i in (0, 699):
+        assert sign_flip_p(sums[i], range(61)) == flips[i]
+        assert bootstrap_interval(sums[i], range(61), draws=2000) == pytest.approx(limits[i], rel=1e-9)
 
 
 def test_ties_count_as_extreme_whatever_their_scale() -> None:

@@ -15,7 +15,7 @@ from scipy import stats
 
 from gymtrl.comparison.estimate import LEVEL, cluster_sums
 
-_BLOCK = 1 << 21  # numbers held at a time
+_BLOCK = 1 << 18  # numbers held at a time
 
 
 def bootstrap_interval(
@@ -54,7 +54,7 @@ def bootstrap_intervals(
         raise ValueError("an interval needs at least two clusters")
     random = np.random.default_rng(seed)
     means = np.empty((draws, len(sums)))
-    block = max(1, _BLOCK // m)
+    block = max(1, _BLOCK // (m + len(sums)))
     for start in range(0, draws, block):
         rows = min(block, draws - start)
         drawn = random.integers(m, size=(rows, m)) + np.arange(rows)[:, None] * m

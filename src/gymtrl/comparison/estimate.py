@@ -17,7 +17,7 @@ from scipy import stats
 LEVEL = 0.95
 _EXACT_CLUSTERS = 14  # 2^14 sign patterns are all tried; with more clusters, a sample of them
 _SAMPLED_SIGNS = 20_000
-_BLOCK = 1 << 21  # numbers held at a time
+_BLOCK = 1 << 18  # numbers held at a time
 POWER = 0.8
 
 
@@ -135,14 +135,16 @@ def sign_flip_ps(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     random = np.random.default_rng(0)
     least = np.abs(sums.sum(axis=1)) - 1e-12 * np.abs(sums).sum(axis=1)  # ties count, whatever rounding makes of them
     as_extreme = np.zeros(len(sums), dtype=int)
-    block = max(1, _BLOCK // m)
+    block = max(1, _BLOCK // (m + len(sums)))
     for start in range(0, patterns, block):
         rows = min(block, patterns - start)
         if exact:
             flipped = np.arange(start, start + rows)[:, None] >> np.arange(m) & 1 == 1
         else:
-            drawn = random.integers(256, size=(rows, (m + 7) // 8), dtype=np.uint8)
-            flipped = np.unpackbits(drawn, axis=1)[:, :m] == 1
-        as_extreme += (np.abs(np.where(flipped, -1.0, 1.0) @ sums.T) >= least).sum(axis=0)
+            # Whole words, so that the patterns do not depend on how many are made at a time.
+            words = random.integers(1 << 64, size=(rows, (m + 63) // 64), dtype=np.uint64)
+            flipped = np.unpackbits(words.view(np.uint8), axis=1)[:, :m] == 1
+        flips = np.where(flipped, -1.0, 1.0) @ sums.T
+        as_extreme += np.count_nonzero(np.abs(flips, out=flips) >= least, axis=0)
     extra = 0 if exact else 1  # the observed pattern counts as one of the draws
     return (as_extreme + extra) / (patterns + extra)
