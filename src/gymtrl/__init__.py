@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gymtrl.comparison.compare import Comparison as Comparison
+    from gymtrl.comparison.compare import compare_candidates as compare_candidates
     from gymtrl.comparison.compare import compare_files as compare_files
+    from gymtrl.comparison.record import Comparison as Comparison
     from gymtrl.errors import GymtrlError as GymtrlError
     from gymtrl.errors import RunError as RunError
     from gymtrl.errors import UserError as UserError
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
     from gymtrl.validation.validate import validate as validate
 
 _HOMES = {
-    "comparison.compare": ("Comparison", "compare_files"),
+    "comparison.compare": ("compare_candidates", "compare_files"),
+    "comparison.record": ("Comparison",),
     "errors": ("GymtrlError", "RunError", "UserError"),
     "exports.export": ("export_dataset",),
     "exports.settings": ("ExportSettings",),
