@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 _EXACT_CLUSTERS = 14  # 2^14 sign patterns are all tried; with more clusters, a sample of them
@@ -62,8 +62,8 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     sums, sizes = cluster_sums(np.asarray(values, dtype=float)[None], clusters)
     means, errors, df = means_and_errors(sums, sizes)
     mean, error = float(means[0]), float(errors[0])
-    t = float(stats.t.ppf(0.5 + LEVEL / 2, df))
-    detectable = (t + float(stats.t.ppf(POWER, df))) * error
+    t = float(special.stdtrit(df, 0.5 + LEVEL / 2))
+    detectable = (t + float(special.stdtrit(df, POWER))) * error
     return MeanEstimate(mean, error, df, mean - t * error, mean + t * error, detectable, int(sizes.sum()), len(sizes))
 
 
