@@ -205,7 +205,7 @@ class _Fold:
 
 def _without_duplicates(whole: NDArray[np.int64], row_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The states, in which of rollouts that are there twice only the first with a valid value keeps its own."""
-    states = whole[_STATE].copy()
+    states: NDArray[np.int64] = whole[_STATE].copy()
     valid = np.flatnonzero(states <= _REFUSED)
     _, first = np.unique(row_ids[valid], return_index=True)
     once = valid[np.sort(first)]
