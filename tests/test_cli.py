@@ -157,7 +157,7 @@ def test_bad_rollouts(tmp_path: Path, content: str | None, status: int, message:
         (["filter", "x", "--recipe", "none.yaml"], 2, "none.yaml"),
         (["filter", "x", "--set", "sed=1"], 2, "did you mean 'seed'"),
         (["gym", "setup", "--python", "/bin/false"], 2, "not a Python interpreter"),
-        (["compare", "a", "b", "--fail-on", "better"], 2, "regressed"),
+        (["compare", "a", "b", "--fail-on", "better"], 2, "regression"),
         (["filter", "x", "--recipe", "."], 2, "directory"),
         (["inspect", "here.jsonl", "--table", "/nonexistent/t.parquet"], 2, "/nonexistent"),
     ],
@@ -194,8 +194,8 @@ def test_interrupted_is_130_and_leaves_no_folder(tmp_path: Path) -> None:
 def test_fail_on_sets_the_exit_status(tmp_path: Path) -> None:
     good = write_rows(tmp_path / "g.jsonl", [row(f"q{i}", "a", 1.0, index=i) for i in range(20)])
     bad = write_rows(tmp_path / "b.jsonl", [row(f"q{i}", "a", float(i == 3), index=i) for i in range(20)])
-    assert run("compare", bad, good, "--fail-on", "regressed").returncode == 0
-    assert run("compare", good, bad, "--fail-on", "regressed").returncode == 1
+    assert run("compare", bad, good, "--fail-on", "regression").returncode == 0
+    assert run("compare", good, bad, "--fail-on", "regression").returncode == 1
     assert run("compare", good, bad).returncode == 0
     shown = json.loads(run("compare", bad, good, "--json").stdout)
     assert shown["outcome"] == "improved"

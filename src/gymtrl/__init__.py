@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gymtrl.comparison.compare import Comparison as Comparison
+    from gymtrl.comparison.compare import compare_candidates as compare_candidates
     from gymtrl.comparison.compare import compare_files as compare_files
     from gymtrl.comparison.power_plan import plan_power as plan_power
     from gymtrl.comparison.power_settings import PowerSettings as PowerSettings
+    from gymtrl.comparison.record import Comparison as Comparison
     from gymtrl.errors import GymtrlError as GymtrlError
     from gymtrl.errors import RunError as RunError
     from gymtrl.errors import UserError as UserError
@@ -55,9 +56,10 @@ if TYPE_CHECKING:
     from gymtrl.validation.validate import validate as validate
 
 _HOMES = {
-    "comparison.compare": ("Comparison", "compare_files"),
+    "comparison.compare": ("compare_candidates", "compare_files"),
     "comparison.power_plan": ("plan_power",),
     "comparison.power_settings": ("PowerSettings",),
+    "comparison.record": ("Comparison",),
     "errors": ("GymtrlError", "RunError", "UserError"),
     "exports.export": ("export_dataset",),
     "exports.settings": ("ExportSettings",),

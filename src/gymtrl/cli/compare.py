@@ -19,16 +19,16 @@ def register(app: typer.Typer) -> None:
 
 @stage_options(CompareSettings, "compare")
 def compare(
-    before: Annotated[Path, typer.Argument(help="Rollouts before (JSONL).")],
-    after: Annotated[Path, typer.Argument(help="Rollouts after, of the same tasks (JSONL).")],
+    before: Annotated[Path, typer.Argument(help="Rollouts before (JSONL), or a folder of them.")],
+    after: Annotated[list[Path], typer.Argument(help="Rollouts after, of the same tasks; several are candidates.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to keep the comparison in; printed only if not given.")
     ] = None,
     *,
     stage: Stage,
 ) -> None:
-    """Compare two collections of the same tasks: paired difference, cluster-robust interval, flips, verdict."""
-    from gymtrl.comparison.outcome import exit_status
+    """Compare collections of the same tasks: paired difference, cluster-robust interval, flips, costs, verdict."""
+    from gymtrl.comparison.verdict import exit_status
     from gymtrl.reports.comparison import comparison_json, render_comparison
     from gymtrl.validation.validate import compare_rollouts
 

@@ -25,7 +25,7 @@ def validate(
     stage: Stage,
 ) -> None:
     """Try a checkpoint and its baseline on held-out tasks in Gym, and compare what they did."""
-    from gymtrl.comparison.outcome import exit_status
+    from gymtrl.comparison.verdict import exit_status
     from gymtrl.reports.comparison import comparison_json, render_comparison
     from gymtrl.reports.progress import watch
     from gymtrl.validation.validate import read_comparison, validate_inputs

@@ -2,243 +2,199 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from gymtrl.comparison.estimate import LEVEL, MeanEstimate, cluster_mean, sign_flip_p
+from gymtrl.comparison.collection import Collection, read_collection
+from gymtrl.comparison.effect import FEW_CLUSTERS, Scores, adjusted, costs, estimate, score
+from gymtrl.comparison.metric import parse_metric
+from gymtrl.comparison.pairing import Half, Pairing, pair
+from gymtrl.comparison.record import Candidate, Comparison, Effect, Flip, Side, TaskDifference
+from gymtrl.comparison.verdict import least_favourable, sentence
 from gymtrl.errors import UserError
-from gymtrl.rollouts.reader import read_lines
-from gymtrl.rollouts.record import Rollout
-
-Outcome = Literal["improved", "regressed", "not shown"]
-_FEW_CLUSTERS = 15  # below this an interval can be too narrow; the sign-flip test must then agree
 
 
-class TaskDifference(msgspec.Struct, frozen=True):
-    """One task, before and after: mean rewards over its rollouts.
-
-    Attributes:
-        key (`str`): The key that links the task's rollouts.
-        cluster (`str`): Its cluster.
-        question (`str`): The last user message, for a person.
-        before, after (`float`): Mean rewards.
-        n_before, n_after (`int`): Rollouts.
-    """
-
-    key: str
-    cluster: str
-    question: str
-    before: float
-    after: float
-    n_before: int
-    n_after: int
-
-
-class Comparison(msgspec.Struct, frozen=True):
-    """The result of comparing two collections.
-
-    Attributes:
-        outcome (`str`): `improved` or `regressed` where the interval lies on one side of zero and, below 15 clusters,
-            the sign-flip test agrees; else `not shown`.
-        verdict (`str`): The result in one sentence.
-        difference (`MeanEstimate`): Mean over tasks of after minus before, in units of the reward.
-        sign_flip_p (`float`): Two-sided p-value of that mean under sign flips of whole clusters.
-        before, after (`MeanEstimate`): Mean rewards over the same tasks.
-        better, worse, equal (`int`): Tasks by the sign of their difference.
-        solved, lost (`int`): Flips: tasks whose majority of rollouts went from failing to passing, and the other way.
-        pass_threshold (`float`): Reward at which a rollout counts as passing for the flips.
-        only_before, only_after (`int`): Tasks that the other collection lacks; they are left out.
-        left_out (`int`): Rollouts without a valid reward (masked, missing, not finite) or that could not be read.
-        warnings (`tuple[str, ...]`): What makes the result less certain than the interval says.
-        tasks (`tuple[TaskDifference, ...]`): Every task, by difference.
-    """
-
-    outcome: Outcome
-    verdict: str
-    difference: MeanEstimate
-    sign_flip_p: float
-    before: MeanEstimate
-    after: MeanEstimate
-    better: int
-    worse: int
-    equal: int
-    solved: int
-    lost: int
-    pass_threshold: float
-    only_before: int
-    only_after: int
-    left_out: int
-    warnings: tuple[str, ...]
-    tasks: tuple[TaskDifference, ...]
-
-
-class _Side(msgspec.Struct):
-    rollouts: dict[str, list[Rollout]]
-    left_out: int
-
-
-def compare_files(before: Sequence[Path], after: Sequence[Path], *, cluster: str | None = None) -> Comparison:
-    """Compares two collections of the same tasks.
-
-    Tasks are linked by `input_key` where both sides have it, else by `task_key`.
+def compare_files(
+    before: Sequence[Path],
+    after: Sequence[Path],
+    *,
+    metric: str = "reward",
+    cluster: str | None = None,
+    min_effect: float = 0.0,
+) -> Comparison:
+    """Compares two collections of the same tasks; see `compare_candidates`.
 
     Args:
-        before, after (`Sequence[Path]`): Rollout files.
-        cluster (`str`, *optional*): JSON path that names the cluster of a row; else every task is its own.
+        before, after (`Sequence[Path]`): Rollout files, or folders that hold them.
+        metric, cluster, min_effect: As in `compare_candidates`.
+    """
+    return compare_candidates(before, [after], metric=metric, cluster=cluster, min_effect=min_effect)
+
+
+def compare_candidates(
+    before: Sequence[Path],
+    candidates: Sequence[Sequence[Path]],
+    *,
+    metric: str = "reward",
+    cluster: str | None = None,
+    min_effect: float = 0.0,
+) -> Comparison:
+    """Compares several collections with one of the same tasks.
+
+    Tasks are linked by `input_key` where both sides have it, else by `task_key`; each counts with the mean of its
+    rollouts. An environment is the tasks of one agent.
+
+    Args:
+        before (`Sequence[Path]`): Rollout files, or folders that hold them.
+        candidates (`Sequence[Sequence[Path]]`): The same of each candidate.
+        metric (`str`, *optional*, defaults to `"reward"`): What is compared: see `metric.parse_metric`.
+        cluster (`str`, *optional*): Dotted path that names the cluster of a row; else every task is its own.
+        min_effect (`float`, *optional*, defaults to 0): The smallest difference that counts, in units of the metric.
+
+    Returns:
+        `Comparison`: With one candidate for each of `candidates`, in order.
 
     Raises:
-        UserError: No tasks in common, one cluster only, no valid rewards, or collections sampled differently.
+        UserError: No tasks in common, one cluster only, no valid values, or collections sampled differently.
     """
-    return compare(
-        [line.rollout for line in read_lines(before, cluster=cluster) if line.verdict != "skip"],
-        [line.rollout for line in read_lines(after, cluster=cluster) if line.verdict != "skip"],
-        names=(_names(before), _names(after)),
+    measured = parse_metric(metric)
+    first = read_collection(before, measured, cluster=cluster)
+    compared = [_compared(first, read_collection(files, measured, cluster=cluster), min_effect) for files in candidates]
+    points = all(map(_within_one, [first, *(c.after for c in compared)]))
+    overall = adjusted([c.overall for c in compared])
+    done = [_candidate(first, c, effect, points, min_effect) for c, effect in zip(compared, overall, strict=True)]
+    return Comparison(
+        outcome=least_favourable([candidate.outcome for candidate in done]),
+        verdict="\n".join(candidate.verdict for candidate in done),
+        metric=str(measured),
+        min_effect=min_effect,
+        points=points,
+        before=first.side,
+        candidates=tuple(done),
     )
 
 
-def compare(
-    before: Iterable[Rollout | None], after: Iterable[Rollout | None], *, names: tuple[str, str] = ("before", "after")
-) -> Comparison:
-    """Compares two collections of rollouts; `None` stands for a line that could not be read. See `compare_files`."""
-    first, second = list(before), list(after)
-    _refuse_different_sampling(first, second, names)
-    by_input = all(r.input_key for r in (*first, *second) if r is not None)
-    a, b = _by_task(first, by_input), _by_task(second, by_input)
-    for side, name in ((a, names[0]), (b, names[1])):
-        if not side.rollouts:
-            raise UserError(f"{name} holds no rollout with a valid reward", remedy="see 'gymtrl inspect' on it")
-    common = sorted(a.rollouts.keys() & b.rollouts.keys())
-    if not common:
+class _Compared(NamedTuple):
+    """A candidate before it is known what the others show."""
+
+    after: Collection
+    pairing: Pairing
+    scores: Scores
+    overall: Effect
+    environments: tuple[Effect, ...]
+
+
+def _compared(before: Collection, after: Collection, min_effect: float) -> _Compared:
+    pairing = pair(before, after)
+    scores = score(pairing, before, after)
+    if len(np.unique(scores.clusters)) < 2:
+        what = "share one task only" if len(pairing.keys) < 2 else "share the tasks of one cluster only"
         raise UserError(
-            f"{names[0]} and {names[1]} have no task in common",
-            remedy="collect both on the same tasks: 'gymtrl validate' does",
-        )
-    tasks = [_task(key, a.rollouts[key], b.rollouts[key]) for key in common]
-    clusters = [t.cluster for t in tasks]
-    if len(set(clusters)) < 2:
-        raise UserError(
-            f"{names[0]} and {names[1]} share one task only" if len(tasks) < 2 else "all tasks are in one cluster",
+            f"{before.side.name} and {after.side.name} {what}",
             remedy="an interval needs several independent tasks; collect more of them",
         )
-    changes = [t.after - t.before for t in tasks]
-    difference, p = cluster_mean(changes, clusters), sign_flip_p(changes, clusters)
-    outcome = _outcome(difference, p)
-    threshold = _pass_threshold(a, b)
-    solved, lost = _flips(common, a, b, threshold)
-    return Comparison(
-        outcome=outcome,
-        verdict=_sentence(outcome, difference, p),
-        difference=difference,
-        sign_flip_p=p,
-        before=cluster_mean([t.before for t in tasks], clusters),
-        after=cluster_mean([t.after for t in tasks], clusters),
-        better=sum(t.after > t.before for t in tasks),
-        worse=sum(t.after < t.before for t in tasks),
-        equal=sum(t.after == t.before for t in tasks),
-        solved=solved,
-        lost=lost,
-        pass_threshold=threshold,
-        only_before=len(a.rollouts.keys() - b.rollouts.keys()),
-        only_after=len(b.rollouts.keys() - a.rollouts.keys()),
-        left_out=a.left_out + b.left_out,
-        warnings=_warnings(tasks, difference, a, b),
-        tasks=tuple(sorted(tasks, key=lambda t: (t.after - t.before, t.key))),
+    overall = estimate(scores, "", min_effect)
+    if len(scores.names) == 1:
+        return _Compared(
+            after, pairing, scores, overall, (msgspec.structs.replace(overall, environment=scores.names[0]),)
+        )
+    here = ((name, scores.of(scores.environments == place)) for place, name in enumerate(scores.names))
+    each = [estimate(some, name, min_effect) for name, some in here if len(np.unique(some.clusters)) > 1]
+    return _Compared(after, pairing, scores, overall, adjusted(each))
+
+
+def _candidate(before: Collection, compared: _Compared, overall: Effect, points: bool, min_effect: float) -> Candidate:
+    after, pairing, scores, _, environments = compared
+    return Candidate(
+        outcome=overall.outcome,
+        verdict=sentence(overall, environments, points=points, min_effect=min_effect),
+        after=after.side,
+        overall=overall,
+        environments=environments,
+        costs=costs(pairing, before, after, scores.clusters),
+        unpaired=pairing.unpaired,
+        warnings=_warnings(before, compared),
+        tasks=_tasks(pairing, scores),
+        flips=_flips(pairing, scores, before, after),
     )
 
 
-def _by_task(rollouts: Iterable[Rollout | None], by_input: bool) -> _Side:
-    side = _Side(defaultdict(list), 0)
-    for rollout in rollouts:
-        if rollout is None or rollout.masked or rollout.reward is None or not math.isfinite(rollout.reward):
-            side.left_out += 1
-            continue
-        side.rollouts[(rollout.input_key if by_input else None) or rollout.task_key].append(rollout)
-    return side
+def _within_one(side: Collection) -> bool:
+    return bool(side.values.min() >= 0 and side.values.max() <= 1)
 
 
-def _task(key: str, before: Sequence[Rollout], after: Sequence[Rollout]) -> TaskDifference:
-    question = next((m.content for m in reversed(before[0].prompt) if m.role == "user"), "")
-    return TaskDifference(key, before[0].cluster_key, question, _mean(before), _mean(after), len(before), len(after))
-
-
-def _mean(rollouts: Sequence[Rollout]) -> float:
-    return math.fsum(r.reward or 0.0 for r in rollouts) / len(rollouts)
-
-
-def _outcome(difference: MeanEstimate, p: float) -> Outcome:
-    if difference.clusters < _FEW_CLUSTERS and p > 1 - LEVEL:
-        return "not shown"
-    if difference.low > 0:
-        return "improved"
-    return "regressed" if difference.high < 0 else "not shown"
-
-
-def _sentence(outcome: Outcome, d: MeanEstimate, p: float) -> str:
-    interval = f"{d.mean:+.3f} (95 % interval {d.low:+.3f} to {d.high:+.3f}, {d.n} tasks)"
-    if outcome == "improved":
-        return f"Improved: mean reward changed by {interval}."
-    if outcome == "regressed":
-        return f"Regressed: mean reward changed by {interval}."
-    if d.low > 0 or d.high < 0 or d.standard_error == 0:
-        return (
-            f"Not shown: mean reward changed by {interval}; so few clusters cannot tell it from chance (p = {p:.2g})."
+def _tasks(pairing: Pairing, scores: Scores) -> tuple[TaskDifference, ...]:
+    (before, after), (n_before, n_after) = scores.means.tolist(), scores.counts.tolist()
+    tasks = [
+        TaskDifference(key, asked.cluster_key, environment, asked.question, *numbers)
+        for (environment, key), asked, *numbers in zip(
+            pairing.keys, pairing.asked, before, after, n_before, n_after, strict=True
         )
-    unseen = f"a change below {d.detectable:.3f} could well have stayed unseen"
-    return f"Not shown: mean reward changed by {interval}; {unseen}."
+    ]
+    return tuple(sorted(tasks, key=lambda task: (task.after - task.before, task.environment, task.key)))
 
 
-def _pass_threshold(a: _Side, b: _Side) -> float:
-    """The highest reward where rewards are binary, else the middle of their range."""
-    rewards = {r.reward or 0.0 for side in (a, b) for group in side.rollouts.values() for r in group}
-    return max(rewards) if len(rewards) <= 2 else (max(rewards) + min(rewards)) / 2
-
-
-def _flips(keys: Sequence[str], a: _Side, b: _Side, threshold: float) -> tuple[int, int]:
-    def passes(group: Sequence[Rollout]) -> bool:
-        return sum((r.reward or 0.0) >= threshold for r in group) * 2 > len(group)
-
-    pairs = [(passes(a.rollouts[k]), passes(b.rollouts[k])) for k in keys]
-    return sum(not x and y for x, y in pairs), sum(x and not y for x, y in pairs)
-
-
-def _warnings(tasks: Sequence[TaskDifference], d: MeanEstimate, a: _Side, b: _Side) -> tuple[str, ...]:
+def _flips(pairing: Pairing, scores: Scores, before: Collection, after: Collection) -> tuple[Flip, ...]:
+    """Fixed and broken tasks, the rollouts that show it first."""
+    flips = scores.flips()
+    first, second = (
+        _rows_of(np.flatnonzero(flips), side, half) for side, half in ((before, pairing.before), (after, pairing.after))
+    )
     found = []
-    if d.clusters < _FEW_CLUSTERS:
-        found.append(f"only {d.clusters} independent clusters: the interval may be too narrow")
-    if d.standard_error == 0:
-        found.append("every task changed by the same amount: the interval has no width")
-    uneven = sum(t.n_before != t.n_after for t in tasks)
-    if uneven:
-        found.append(f"{uneven} tasks have unequal numbers of rollouts before and after")
-    lacking = len(a.rollouts.keys() ^ b.rollouts.keys())
-    if lacking:
-        found.append(f"{lacking} tasks are in one collection only and were left out")
-    if a.left_out or b.left_out:
-        found.append(f"{a.left_out} rollouts before and {b.left_out} after have no valid reward and were left out")
+    for task in np.flatnonzero(flips).tolist():
+        fixed = bool(flips[task] > 0)
+        was = sorted(first[task], key=lambda row: before.values[row], reverse=not fixed)
+        became = sorted(second[task], key=lambda row: after.values[row], reverse=fixed)
+        origins = (tuple(map(before.origin, was)), tuple(map(after.origin, became)))
+        found.append(Flip(*pairing.keys[task], "fixed" if fixed else "broken", *origins))
     return tuple(found)
 
 
-def _refuse_different_sampling(
-    before: Sequence[Rollout | None], after: Sequence[Rollout | None], names: tuple[str, str]
-) -> None:
-    seen = [{r.sampling for r in side if r is not None} for side in (before, after)]
-    agents = [{r.agent for r in side if r is not None} for side in (before, after)]
-    for what, (x, y) in (("sampled", seen), ("collected by", agents)):
-        if x and y and x != y:
-            raise UserError(
-                f"{names[0]} and {names[1]} were {what} differently: {_listed(x)} against {_listed(y)}",
-                remedy="collect both with the same settings and agent",
-            )
+def _rows_of(tasks: NDArray[np.int64], side: Collection, half: Half) -> dict[int, list[int]]:
+    """The places of some tasks' rollouts in the columns of a collection."""
+    found: dict[int, list[int]] = {task: [] for task in tasks.tolist()}
+    wanted = np.isin(half.tasks, tasks)
+    for row, task in zip(half.rows[wanted].tolist(), half.tasks[wanted].tolist(), strict=True):
+        found[task].append(row)
+    return found
 
 
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(sorted(map(str, values)))
+def _warnings(before: Collection, compared: _Compared) -> tuple[str, ...]:
+    after, pairing, scores, overall, environments = compared
+    difference, found = overall.difference, []
+    if difference.clusters < FEW_CLUSTERS:
+        found.append(f"only {difference.clusters} independent clusters: the interval may be too narrow")
+    if difference.standard_error == 0:
+        found.append("every task changed by the same amount: the interval has no width")
+    named = {effect.environment for effect in environments}
+    found += [f"{name} has one cluster only: no interval of its own" for name in scores.names if name not in named]
+    if uneven := int(np.sum(scores.counts[0] != scores.counts[1])):
+        found.append(f"{uneven} tasks have unequal numbers of rollouts before and after")
+    if lacking := sum(unpaired.tasks for unpaired in pairing.unpaired):
+        found.append(f"{lacking} tasks have no partner and are left out")
+    if alone := sum(not asked.named_cluster for asked in pairing.asked):
+        found.append(f"{alone} tasks have no value at the path of the clusters; each counts as a cluster of its own")
+    if same := len(np.intersect1d(before.row_ids, after.row_ids)):
+        found.append(f"{same} rollouts are the same, byte for byte, before and after")
+    for word, side in (("before", before.side), ("after", after.side)):
+        found += _lost(word, side)
+    return tuple(found)
 
 
-def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths))
+def _lost(word: str, side: Side) -> list[str]:
+    """What is not there of one side."""
+    found = []
+    if side.missing:
+        found.append(f"{side.missing} rollouts {word} were asked for and have no line: the run was cut short")
+    if duplicates := side.left_out.get("duplicate"):
+        found.append(f"{duplicates} rollouts {word} are there twice and count once")
+    others = {reason: number for reason, number in side.left_out.items() if reason != "duplicate"}
+    if others:
+        reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(others.items()))
+        found.append(f"{sum(others.values())} lines {word} have no valid value and are left out: {reasons}")
+    return found

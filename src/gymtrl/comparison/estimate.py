@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 _EXACT_CLUSTERS = 14  # 2^14 sign patterns are all tried; with more clusters, a sample of them
 _SAMPLED_SIGNS = 20_000
+_FEW_SAMPLES = 4  # for them, looking sums up is faster than making every sign
 _BLOCK = 1 << 18  # numbers held at a time
 POWER = 0.8
 
@@ -62,8 +63,8 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     sums, sizes = cluster_sums(np.asarray(values, dtype=float)[None], clusters)
     means, errors, df = means_and_errors(sums, sizes)
     mean, error = float(means[0]), float(errors[0])
-    t = float(stats.t.ppf(0.5 + LEVEL / 2, df))
-    detectable = (t + float(stats.t.ppf(POWER, df))) * error
+    t = float(special.stdtrit(df, 0.5 + LEVEL / 2))
+    detectable = (t + float(special.stdtrit(df, POWER))) * error
     return MeanEstimate(mean, error, df, mean - t * error, mean + t * error, detectable, int(sizes.sum()), len(sizes))
 
 
@@ -130,21 +131,32 @@ def sign_flip_ps(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         sums (`ndarray` of shape (samples, clusters)): The sum of each cluster's values.
     """
     m = sums.shape[1]
-    exact = m <= _EXACT_CLUSTERS
-    patterns = 2**m if exact else _SAMPLED_SIGNS
-    random = np.random.default_rng(0)
     least = np.abs(sums.sum(axis=1)) - 1e-12 * np.abs(sums).sum(axis=1)  # ties count, whatever rounding makes of them
-    as_extreme = np.zeros(len(sums), dtype=int)
+    if m <= _EXACT_CLUSTERS:
+        signs = np.where(np.arange(2**m)[:, None] >> np.arange(m) & 1 == 1, -1.0, 1.0)
+        shares: NDArray[np.float64] = (np.abs(signs @ sums.T) >= least).mean(axis=0)
+        return shares
+    random = np.random.default_rng(0)
+    as_extreme = np.ones(len(sums))  # the observed pattern counts as one of the draws
+    tables = [_sums_of_eight(one) for one in sums] if len(sums) <= _FEW_SAMPLES else []
     block = max(1, _BLOCK // (m + len(sums)))
-    for start in range(0, patterns, block):
-        rows = min(block, patterns - start)
-        if exact:
-            flipped = np.arange(start, start + rows)[:, None] >> np.arange(m) & 1 == 1
+    for start in range(0, _SAMPLED_SIGNS, block):
+        # Whole words, so that the patterns do not depend on how many are made at a time.
+        shape = (min(block, _SAMPLED_SIGNS - start), (m + 63) // 64)
+        drawn = random.integers(1 << 64, size=shape, dtype=np.uint64).view(np.uint8)
+        if tables:
+            places = drawn[:, : (m + 7) // 8] + 256 * np.arange((m + 7) // 8)
+            flipped = np.stack([table[places].sum(axis=1) for table in tables], axis=1)
         else:
-            # Whole words, so that the patterns do not depend on how many are made at a time.
-            words = random.integers(1 << 64, size=(rows, (m + 63) // 64), dtype=np.uint64)
-            flipped = np.unpackbits(words.view(np.uint8), axis=1)[:, :m] == 1
-        flips = np.where(flipped, -1.0, 1.0) @ sums.T
-        as_extreme += np.count_nonzero(np.abs(flips, out=flips) >= least, axis=0)
-    extra = 0 if exact else 1  # the observed pattern counts as one of the draws
-    return (as_extreme + extra) / (patterns + extra)
+            flipped = np.where(np.unpackbits(drawn, axis=1)[:, :m] == 1, -1.0, 1.0) @ sums.T
+        as_extreme += np.count_nonzero(np.abs(flipped) >= least, axis=0)
+    return as_extreme / (_SAMPLED_SIGNS + 1)
+
+
+def _sums_of_eight(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums of each eight clusters under all patterns of their signs: what a drawn byte stands for."""
+    padded = np.zeros((len(sums) + 7) // 8 * 8)
+    padded[: len(sums)] = sums
+    signs = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), -1.0, 1.0)
+    table: NDArray[np.float64] = (padded.reshape(-1, 8) @ signs.T).ravel()
+    return table

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gymtrl.comparison.outcome import exit_status
+from gymtrl.comparison.verdict import exit_status
 from gymtrl.errors import UserError
 from gymtrl.gym.install import require_installation
 from gymtrl.pipeline.sections import SECTIONS, JobSettings, Stage, read_recipe

@@ -14,8 +14,8 @@ from .chat import as_rollout, is_chat
 from .codec import TOO_DEEP, decode_json, to_float, to_utf8
 from .items import Refused, is_regular
 from .keys import named_cluster, task_key
-from .loose import flat_output, loose_items, refuse_surrogates
-from .messages import Conversation, Prompt, prompt_head, read_items, read_prompt
+from .loose import flat_output, loose_items, loose_prompt, refuse_surrogates
+from .messages import Conversation, Prompt, prompt_head, prompt_messages, read_items, read_prompt
 from .record import Line, Origin, Rollout, Sampling
 from .sidecars import Sidecar
 from .source import Facts, Item, Request, Response, Row, Usage, decode_input, decode_row, keys_of, pick
@@ -55,6 +55,36 @@ def judge(data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) ->
     if line is None:
         line = _lenient_look(data, origin, sidecar, cluster)
     return _with_short_detail(line) if line.detail else line
+
+
+def asked_only(data: bytes, origin: Origin, sidecar: Sidecar, cluster: str | None) -> Rollout | None:
+    """The record of a rollout whose answer is refused: its keys and its reward, with no completion.
+
+    Args:
+        data, origin, sidecar, cluster: As in `judge`.
+
+    Returns:
+        `Rollout`, *optional*: `None` where the line is no rollout, or what was asked cannot be told.
+    """
+    try:
+        value = decode_json(data)
+        request, response = value["responses_create_params"], value["response"]
+        if (
+            not isinstance(request, dict)
+            or not isinstance(response, dict)
+            or value.get("_ng_failure_class") is not None
+        ):
+            return None
+        asked = loose_prompt(request, response)
+        conversation = Conversation(prompt_messages(asked), (), (), set(), set(asked.flags))
+        refuse_surrogates(conversation)
+        offered = read_tools(request.get("tools"))
+        echoed = read_tools(response.get("tools")) if offered is NO_TOOLS else NO_TOOLS
+        facts, told = pick(Facts, value, *Facts.__struct_fields__), _told(response)
+        chat = _Chat(asked, conversation, _sampled(request), told, offered, echoed, 0)
+        return _rollout(facts, chat, value, origin, sidecar, cluster)
+    except (ValueError, TypeError, KeyError, RecursionError, Refused):
+        return None
 
 
 class _Chat(NamedTuple):
@@ -156,19 +186,7 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         echoed = read_tools(response.get("tools")) if _needs_echo(conversation, offered) else NO_TOOLS
     except Refused as refused:
         return Line(origin, "reject", refused.reason, refused.detail)
-    usage = response.get("usage")
-    chat = _Chat(
-        given,
-        conversation,
-        pick(Request, request, "temperature", "top_p", "max_output_tokens"),
-        Response(
-            usage=pick(Usage, usage, "input_tokens", "output_tokens") if isinstance(usage, dict) else None,
-            **{name: response.get(name) for name in ("status", "incomplete_details", "model")},
-        ),
-        offered,
-        echoed,
-        _shortest(conversation),
-    )
+    chat = _Chat(given, conversation, _sampled(request), _told(response), offered, echoed, _shortest(conversation))
     hides = _hides_context(chat)
     if hides:
         head = flat_output(response["output"])[: prompt_head(output)]
@@ -176,6 +194,20 @@ def _second_look(value: Any, origin: Origin, sidecar: Sidecar, cluster: str | No
         hides = _hides_context(chat)
     facts = pick(Facts, value, *Facts.__struct_fields__)
     return _line(facts, chat, value, origin, sidecar, cluster, hides=hides)
+
+
+def _sampled(request: dict[str, Any]) -> Request:
+    return pick(Request, request, "temperature", "top_p", "max_output_tokens")
+
+
+def _told(response: dict[str, Any]) -> Response:
+    usage = response.get("usage")
+    return Response(
+        usage=pick(Usage, usage, "input_tokens", "output_tokens") if isinstance(usage, dict) else None,
+        status=response.get("status"),
+        incomplete_details=response.get("incomplete_details"),
+        model=response.get("model"),
+    )
 
 
 def _needs_echo(conversation: Conversation, offered: Tools) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
 from typing import Any, NoReturn
 
 from .codec import to_float
 from .items import KINDS, ROLES, TEXT_PARTS, Refused, image_url
-from .messages import Conversation, read_items, read_prompt
+from .messages import Conversation, Prompt, read_items, read_prompt
 from .source import Item, Part
 
 
@@ -53,6 +53,29 @@ def loose_items(request: dict[str, Any], response: dict[str, Any]) -> tuple[list
     _check_types(everything)
     _check_parts(everything)
     return list(map(_item, asked)), list(map(_item, output))
+
+
+def loose_prompt(request: dict[str, Any], response: dict[str, Any]) -> Prompt:
+    """What was sent, whatever came back.
+
+    Args:
+        request (`dict`): `responses_create_params`.
+        response (`dict`): `response`; the head of its output may belong to the prompt.
+
+    Raises:
+        `Refused`: If nothing was sent, or what was sent is no chat.
+    """
+    _refuse_audio(request, ())
+    try:
+        output = flat_output(response.get("output"))
+    except Refused:
+        output = []
+    items = [*_input_items(request), *takewhile(_is_prompt, output)]
+    if not items:
+        raise Refused("no_prompt", "neither input nor instructions, nor a prompt at the head of the output")
+    _check_types(items)
+    _check_parts(items)
+    return read_prompt(list(map(_item, items)))
 
 
 def flat_output(output: Any) -> list[Any]:

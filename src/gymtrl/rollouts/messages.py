@@ -52,6 +52,15 @@ def read_prompt(items: Sequence[Item]) -> Prompt:
     return Prompt(items, _fold_prompt(items, {}, flags), frozenset(flags))
 
 
+def prompt_messages(asked: Prompt) -> tuple[Message, ...]:
+    """The messages of what was sent, where nothing that came back is needed to tell them.
+
+    Raises:
+        `Refused`: If calls and answers in it do not belong together.
+    """
+    return asked.messages if asked.messages is not None else _fold_prompt(asked.items, read_calls(asked.items), set())
+
+
 def prompt_head(output: Iterable[Item]) -> int:
     """How many items at the head of the output belong to the prompt: messages of system, developer or user."""
     count = 0
@@ -98,6 +107,19 @@ def read_items(asked: Prompt, output: Sequence[Item]) -> Conversation:
         if not recorded:
             flags.add("token_ids_partial")
     return Conversation(prompt, tuple(completion), recorded, {call.name for call in calls.values()}, flags)
+
+
+def text_length(messages: Iterable[Message]) -> int:
+    """Characters of text, reasoning and call arguments."""
+    length = 0
+    for message in messages:
+        length += len(message.content)
+        if message.role == "assistant":
+            if message.reasoning_content:
+                length += len(message.reasoning_content)
+            for call in message.tool_calls:
+                length += len(call.arguments_json)
+    return length
 
 
 def rebuild_items(messages: Iterable[Message]) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ from typing import BinaryIO, NamedTuple
 
 from gymtrl.errors import UserError
 
-from .convert import judge
+from .convert import asked_only, judge
 from .inputs import expand_inputs
-from .record import Line, Origin
+from .record import Line, Origin, Rollout
 from .sidecars import load_sidecar
 
 MAX_LINE_BYTES = 64_000_000
@@ -120,6 +120,19 @@ def read_at(origin: Origin, *, cluster: str | None = None) -> Line:
         `UserError`: If the file is gone, or has changed since.
     """
     return judge(read_bytes(origin), origin, load_sidecar(Path(origin.file), cluster), cluster)
+
+
+def read_asked(origin: Origin, *, cluster: str | None = None) -> Rollout | None:
+    """Reads of a refused line what was asked and how it was rewarded; see `convert.asked_only`.
+
+    Args:
+        origin (`Origin`): Its place.
+        cluster (`str`, *optional*): As in `read_lines`.
+
+    Raises:
+        `UserError`: If the file is gone, or has changed since.
+    """
+    return asked_only(read_bytes(origin), origin, load_sidecar(Path(origin.file), cluster), cluster)
 
 
 def _open(path: Path) -> BinaryIO:

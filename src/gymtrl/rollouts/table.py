@@ -10,8 +10,9 @@ import polars as pl
 from .columns import COLUMNS
 from .groups import group_key
 from .keys import completion_key
+from .messages import text_length
 from .quality import fault
-from .record import Line, Message
+from .record import Line
 
 SCHEMA: dict[str, pl.DataType] = {column.name: column.kind for column in COLUMNS}
 COMPONENT = "reward_"
@@ -116,16 +117,3 @@ def _series(name: str, values: Sequence[Any], kind: pl.DataType) -> pl.Series:
     # Few lists are different, and making one is slow.
     places = {value: place for place, value in enumerate(dict.fromkeys(values))}
     return pl.Series(name, [list(value) for value in places], kind).gather([places[value] for value in values])
-
-
-def text_length(messages: Iterable[Message]) -> int:
-    """Characters of text, reasoning and call arguments."""
-    length = 0
-    for message in messages:
-        length += len(message.content)
-        if message.role == "assistant":
-            if message.reasoning_content:
-                length += len(message.reasoning_content)
-            for call in message.tool_calls:
-                length += len(call.arguments_json)
-    return length

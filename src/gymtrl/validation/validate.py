@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
-from gymtrl.comparison.compare import Comparison, compare_files
+from gymtrl.comparison.compare import compare_candidates
+from gymtrl.comparison.record import Comparison
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
@@ -92,16 +94,34 @@ def read_comparison(folder: Path) -> Comparison:
     return msgspec.json.decode((folder / "comparison.json").read_bytes(), type=Comparison)
 
 
-def compare_rollouts(before: Path, after: Path, settings: CompareSettings, *, out: Path | None = None) -> Comparison:
-    """Compares two collections of the same tasks, and keeps the result in `out` where that is given.
+def compare_rollouts(
+    before: Path, after: Sequence[Path], settings: CompareSettings, *, out: Path | None = None
+) -> Comparison:
+    """Compares collections with one of the same tasks, and keeps the result in `out` where that is given.
+
+    Args:
+        before (`Path`): Rollout file, or a folder that holds some.
+        after (`Sequence[Path]`): The same of each candidate.
+        settings (`CompareSettings`): How they are compared.
+        out (`Path`, *optional*): Folder to write.
 
     Raises:
-        UserError: See `gymtrl.comparison.compare.compare_files`.
+        UserError: See `gymtrl.comparison.compare.compare_candidates`.
     """
+
+    def compared() -> Comparison:
+        return compare_candidates(
+            [before],
+            [[path] for path in after],
+            metric=settings.metric,
+            cluster=settings.cluster,
+            min_effect=settings.min_effect,
+        )
+
     if out is None:
-        return compare_files([before], [after], cluster=settings.cluster)
-    with artefact(out, verb="compare", settings=settings, inputs=[before, after]) as draft:
-        comparison = compare_files([before], [after], cluster=settings.cluster)
+        return compared()
+    with artefact(out, verb="compare", settings=settings, inputs=[before, *after]) as draft:
+        comparison = compared()
         _write_comparison(comparison, draft)
     return comparison
 
@@ -154,7 +174,7 @@ def validate(
             failed_before = session.collect(before_model, tasks, before, settings, name="before").failed
         after = draft.path / "after" / "rollouts.jsonl"
         collected = session.collect(after_model, tasks, after, settings, name="after")
-        comparison = compare_files([before], [after], cluster=settings.cluster)
+        comparison = compare_rollouts(before, [after], settings)
         _write_comparison(comparison, draft)
         draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
     return comparison

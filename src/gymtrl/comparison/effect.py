@@ -1,0 +1,220 @@
+"""The difference between paired tasks: means, intervals, tests, flips, pass@k, and what the rollouts took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from gymtrl.comparison.bootstrap import bootstrap_interval
+from gymtrl.comparison.collection import COSTS, Collection
+from gymtrl.comparison.discrete import mcnemar_p, pass_at_k
+from gymtrl.comparison.estimate import LEVEL, MeanEstimate, cluster_mean, sign_flip_p
+from gymtrl.comparison.multiple import holm
+from gymtrl.comparison.pairing import Half, Pairing
+from gymtrl.comparison.record import Cost, Effect, Outcome, PassAtK
+from gymtrl.rollouts.quality import default_threshold
+
+FEW_CLUSTERS = 15
+"""Below this an interval can be too narrow; the sign-flip test must then agree."""
+
+
+class Scores(NamedTuple):
+    """Paired tasks in columns.
+
+    Attributes:
+        environments (`ndarray` of `int64`): Place of each task's environment among `names`.
+        names (`list[str]`): The environments.
+        clusters (`ndarray` of `int64`): Each task's cluster.
+        thresholds (`ndarray` of `float64`): Value at which a rollout passes, by environment.
+        binary (`ndarray` of `bool`): Whether values are one of two, by environment.
+        sums, counts, passes (`ndarray` of shape (2, tasks)): Sums of values, rollouts and those that pass, before and
+            after.
+    """
+
+    environments: NDArray[np.int64]
+    names: list[str]
+    clusters: NDArray[np.int64]
+    thresholds: NDArray[np.float64]
+    binary: NDArray[np.bool_]
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    passes: NDArray[np.int64]
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """Task means, before and after."""
+        return self.sums / self.counts
+
+    def flips(self) -> NDArray[np.int64]:
+        """1 for tasks that were fixed, -1 for broken ones, else 0: most of their rollouts pass after, or before."""
+        passing = (2 * self.passes > self.counts).astype(np.int64)
+        found: NDArray[np.int64] = passing[1] - passing[0]
+        return found
+
+    def of(self, tasks: NDArray[np.bool_]) -> Scores:
+        """Some of the tasks."""
+        return self._replace(
+            environments=self.environments[tasks],
+            clusters=self.clusters[tasks],
+            sums=self.sums[:, tasks],
+            counts=self.counts[:, tasks],
+            passes=self.passes[:, tasks],
+        )
+
+
+def score(pairing: Pairing, before: Collection, after: Collection) -> Scores:
+    """Sums the values of paired tasks."""
+    names = sorted({asked.environment for asked in pairing.asked})
+    environments = _codes([asked.environment for asked in pairing.asked])
+    halves = ((before, pairing.before), (after, pairing.after))
+    values = [side.values[half.rows] for side, half in halves]
+    thresholds, binary = np.zeros(len(names)), np.zeros(len(names), dtype=bool)
+    for place in range(len(names)):
+        here = [v[environments[half.tasks] == place] for v, (_, half) in zip(values, halves, strict=True)]
+        distinct = np.unique(np.concatenate(here))
+        threshold, _ = default_threshold(distinct.tolist())
+        thresholds[place] = (distinct[0] + distinct[-1]) / 2 if threshold is None else threshold
+        binary[place] = len(distinct) <= 2
+    n = len(pairing.keys)
+    tasks = [half.tasks for _, half in halves]
+    passing = [v >= thresholds[environments[t]] for v, t in zip(values, tasks, strict=True)]
+    return Scores(
+        environments,
+        names,
+        _codes([asked.cluster_key for asked in pairing.asked]),
+        thresholds,
+        binary,
+        np.array([np.bincount(t, v, n) for t, v in zip(tasks, values, strict=True)]),
+        np.array([np.bincount(t, minlength=n) for t in tasks]),
+        np.array([np.bincount(t[p], minlength=n) for t, p in zip(tasks, passing, strict=True)]),
+    )
+
+
+def estimate(scores: Scores, environment: str, min_effect: float) -> Effect:
+    """The difference over paired tasks of two clusters or more; several tests at once are not yet allowed for."""
+    before, after = scores.means
+    changes, clusters = after - before, scores.clusters
+    difference = cluster_mean(changes, clusters)
+    flipped = _flipped(changes, clusters)
+    p = _p(changes, clusters, difference, flipped, min_effect)
+    flips = scores.flips()
+    fixed, broken = int(np.sum(flips > 0)), int(np.sum(flips < 0))
+    present = np.unique(scores.environments)
+    thresholds = np.unique(scores.thresholds[present])
+    once = bool(np.all(scores.counts == 1)) and bool(np.all(scores.binary[present]))
+    return Effect(
+        environment=environment,
+        outcome=outcome_of(difference, p),
+        before=cluster_mean(before, clusters),
+        after=cluster_mean(after, clusters),
+        difference=difference,
+        p=p,
+        p_adjusted=p,
+        bootstrap=bootstrap_interval(changes, clusters),
+        sign_flip_p=flipped,
+        mcnemar_p=mcnemar_p(fixed, broken) if once and difference.clusters == difference.n else None,
+        better=int(np.sum(changes > 0)),
+        worse=int(np.sum(changes < 0)),
+        equal=int(np.sum(changes == 0)),
+        fixed=fixed,
+        broken=broken,
+        pass_threshold=float(thresholds[0]) if len(thresholds) == 1 else None,
+        repeats=(int(scores.counts.min()), int(scores.counts.max())),
+        pass_at=_pass_at(scores),
+    )
+
+
+def adjusted(effects: Sequence[Effect]) -> tuple[Effect, ...]:
+    """Effects whose p-values and outcomes allow for there being several (Holm)."""
+    p = holm([effect.p for effect in effects]) if effects else []
+    return tuple(
+        msgspec.structs.replace(effect, p_adjusted=q, outcome=outcome_of(effect.difference, q))
+        for effect, q in zip(effects, p, strict=True)
+    )
+
+
+def outcome_of(difference: MeanEstimate, p: float) -> Outcome:
+    """What is shown at 5 %."""
+    if p > 1 - LEVEL:
+        return "not shown"
+    return "improved" if difference.mean > 0 else "regressed"
+
+
+def costs(pairing: Pairing, before: Collection, after: Collection, clusters: NDArray[np.int64]) -> tuple[Cost, ...]:
+    """What the rollouts of paired tasks took, where it is known and there is something of it."""
+    found = []
+    n = len(pairing.keys)
+    for place, name in enumerate(COSTS):
+        means = np.array([_known_means(s.costs[place], h, n) for s, h in _sides(pairing, before, after)])
+        known = np.isfinite(means).all(axis=0)
+        if len(np.unique(clusters[known])) < 2 or not means[:, known].any():
+            continue
+        x, y = means[:, known]
+        difference = cluster_mean(y - x, clusters[known])
+        found.append(Cost(name, float(x.mean()), float(y.mean()), difference, int(known.sum())))
+    return tuple(found)
+
+
+def _sides(pairing: Pairing, before: Collection, after: Collection) -> tuple[tuple[Collection, Half], ...]:
+    return (before, pairing.before), (after, pairing.after)
+
+
+def _known_means(costs: NDArray[np.float64], half: Half, n: int) -> NDArray[np.float64]:
+    """Of each task the mean over the rollouts of which it is known; NaN where it is known of none."""
+    taken = costs[half.rows]
+    known = np.isfinite(taken)
+    counts = np.bincount(half.tasks[known], minlength=n)
+    sums = np.bincount(half.tasks[known], taken[known], n)
+    means = np.full(n, np.nan)
+    np.divide(sums, counts, out=means, where=counts > 0)
+    return means
+
+
+def _p(
+    changes: NDArray[np.float64], clusters: NDArray[np.int64], d: MeanEstimate, flipped: float, min_effect: float
+) -> float:
+    """p-value that the true difference lies within the smallest that counts, on the side where it was seen."""
+    beyond = abs(d.mean) - min_effect
+    if beyond <= 0:
+        return 1.0
+    if min_effect:
+        flipped = _flipped(changes - np.sign(d.mean) * min_effect, clusters)
+    if d.standard_error <= 1e-12 * abs(d.mean):  # all changed alike
+        return flipped
+    p = float(2 * special.stdtr(d.degrees_of_freedom, -beyond / d.standard_error))
+    return max(p, flipped) if d.clusters < FEW_CLUSTERS else p
+
+
+def _flipped(changes: NDArray[np.float64], clusters: NDArray[np.int64]) -> float:
+    """The sign-flip test on the clusters with a task that changed; to flip the others changes nothing."""
+    moved = np.isin(clusters, np.unique(clusters[changes != 0]))
+    return sign_flip_p(changes[moved], clusters[moved]) if moved.any() else 1.0
+
+
+def _pass_at(scores: Scores) -> tuple[PassAtK, ...]:
+    """pass@k for 1, 2, 4 … and for all repeats, as long as half of the tasks have so many on both sides."""
+    least = scores.counts.min(axis=0)
+    most = int(np.median(least))
+    found = []
+    for k in sorted({*(2**i for i in range(most.bit_length())), most}):
+        there = least >= k
+        at_k, at_one = (
+            np.array([pass_at_k(scores.counts[i, there], scores.passes[i, there], j) for i in (0, 1)]) for j in (k, 1)
+        )
+        clusters = scores.clusters[there]
+        several = len(np.unique(clusters)) > 1
+        difference = cluster_mean(at_k[1] - at_k[0], clusters) if several else None
+        means = (*at_k.mean(axis=1).tolist(), difference, *at_one.mean(axis=1).tolist())
+        found.append(PassAtK(k, int(there.sum()), *means))
+    return tuple(found)
+
+
+def _codes(names: Sequence[str]) -> NDArray[np.int64]:
+    """Each name's place among the sorted ones."""
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    return np.array([places[name] for name in names], dtype=np.int64)

@@ -1,0 +1,166 @@
+"""Which tasks two collections share, and why the others have no partner."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gymtrl.comparison.collection import Asked, Collection
+from gymtrl.comparison.record import Reason, Unpaired
+from gymtrl.errors import UserError
+
+Key = tuple[str, str]
+"""Environment, and input key or task key."""
+
+_EXAMPLES = 3
+
+
+class Half(NamedTuple):
+    """The rollouts of the paired tasks on one side.
+
+    Attributes:
+        rows (`ndarray`): Their places in the columns of the collection.
+        tasks (`ndarray`): The task of each.
+    """
+
+    rows: NDArray[np.int64]
+    tasks: NDArray[np.int64]
+
+
+class Pairing(NamedTuple):
+    """The tasks that both collections have.
+
+    Attributes:
+        keys (`list[Key]`): One a task, sorted.
+        asked (`list[Asked]`): What it asks, as it stands in the collection before.
+        before, after (`Half`): Its rollouts.
+        unpaired (`tuple[Unpaired, ...]`): The other tasks.
+    """
+
+    keys: list[Key]
+    asked: list[Asked]
+    before: Half
+    after: Half
+    unpaired: tuple[Unpaired, ...]
+
+
+def pair(before: Collection, after: Collection) -> Pairing:
+    """Pairs the tasks of two collections, by `input_key` where all have one, else by `task_key`.
+
+    Tasks that share an input row and not the prompt are no pair: something between the row and the model has changed.
+
+    Raises:
+        UserError: The collections were sampled differently, or by other agents, or share no task.
+    """
+    _refuse_different_sampling(before, after)
+    by_input = all(asked.input_key for side in (before, after) for asked in side.asked)
+    sides = [_by_key(side.asked, by_input) for side in (before, after)]
+    valid = [{_key(side.asked[code], by_input) for code in set(side.codes.tolist())} for side in (before, after)]
+    shared = sides[0].keys() & sides[1].keys()
+    changed = {key for key in shared if _other_prompt(sides[0][key], sides[1][key])}
+    keys = sorted((shared - changed) & valid[0] & valid[1])
+    unpaired = _unpaired(sides, valid, changed)
+    if not keys:
+        raise _nothing_shared(before, after, unpaired)
+    numbers = {key: number for number, key in enumerate(keys)}
+    first, second = (_half(side, numbers, by_input) for side in (before, after))
+    return Pairing(keys, [sides[0][key][0] for key in keys], first, second, unpaired)
+
+
+def _key(asked: Asked, by_input: bool) -> Key:
+    return asked.environment, (asked.input_key if by_input else None) or asked.task_key
+
+
+def _by_key(asked: Iterable[Asked], by_input: bool) -> dict[Key, list[Asked]]:
+    found: dict[Key, list[Asked]] = defaultdict(list)
+    for one in asked:
+        found[_key(one, by_input)].append(one)
+    return dict(found)
+
+
+def _half(side: Collection, numbers: Mapping[Key, int], by_input: bool) -> Half:
+    task_of = np.array([numbers.get(_key(asked, by_input), -1) for asked in side.asked], dtype=np.int64)
+    tasks = task_of[side.codes]
+    rows = np.flatnonzero(tasks >= 0)
+    return Half(rows, tasks[rows])
+
+
+def _other_prompt(before: Sequence[Asked], after: Sequence[Asked]) -> bool:
+    """Whether each side asked in one way, and not in the same; a harness that adds the time asks in many ways."""
+    return len(before) == len(after) == 1 and before[0].task_key != after[0].task_key
+
+
+def _unpaired(
+    sides: Sequence[Mapping[Key, list[Asked]]], valid: Sequence[set[Key]], changed: set[Key]
+) -> tuple[Unpaired, ...]:
+    before, after = ({key: asked[0] for key, asked in side.items()} for side in sides)
+    alone = before.keys() ^ after.keys()
+    pairs = [(key, key) for key in before if key in changed]
+    pairs += _same_question(
+        {k: v for k, v in before.items() if k in alone}, {k: v for k, v in after.items() if k in alone}
+    )
+    met = {key for pair in pairs for key in pair}
+    shared = before.keys() & after.keys() - changed
+    found = [_other_prompts([(before[a], after[b]) for a, b in pairs])] if pairs else []
+    found += _left("only_before", "only before", before, before.keys() & alone - met)
+    found += _left("only_after", "only after", after, after.keys() & alone - met)
+    found += _left("no_value", "without a valid value before", before, shared - valid[0])
+    found += _left("no_value", "without a valid value after", after, (shared & valid[0]) - valid[1])
+    return tuple(found)
+
+
+def _same_question(before: dict[Key, Asked], after: dict[Key, Asked]) -> list[tuple[Key, Key]]:
+    """Pairs of tasks that ask the same question otherwise."""
+    asking: dict[str, list[Key]] = defaultdict(list)
+    for key in reversed(before):
+        if before[key].question:
+            asking[before[key].parts["question"]].append(key)
+    pairs = []
+    for key in after:
+        if partners := asking.get(after[key].parts["question"]):
+            pairs.append((partners.pop(), key))
+    return pairs
+
+
+def _other_prompts(pairs: Sequence[tuple[Asked, Asked]]) -> Unpaired:
+    differing = {name for a, b in pairs for name in a.parts if a.parts[name] != b.parts[name]}
+    if not differing or any(a.environment != b.environment for a, b in pairs):
+        differing.add("environment")
+    places = tuple(f"{a.place} and {b.place}" for a, b in pairs[:_EXAMPLES])
+    return Unpaired("other_prompt", len(pairs), f"with another {' and another '.join(sorted(differing))}", places)
+
+
+def _left(reason: Reason, detail: str, side: Mapping[Key, Asked], keys: Iterable[Key]) -> list[Unpaired]:
+    wanted = set(keys)
+    places = [asked.place for key, asked in side.items() if key in wanted]
+    return [Unpaired(reason, len(places), detail, tuple(places[:_EXAMPLES]))] if places else []
+
+
+def _refuse_different_sampling(before: Collection, after: Collection) -> None:
+    both = before.sampling.keys() & after.sampling.keys()
+    if not both:
+        raise _different(before, after, "collected by", before.sampling, after.sampling)
+    for environment in sorted(both):
+        x, y = before.sampling[environment], after.sampling[environment]
+        if x != y:
+            raise _different(before, after, "sampled", x, y)
+
+
+def _different(before: Collection, after: Collection, what: str, x: Iterable[object], y: Iterable[object]) -> UserError:
+    first, second = (", ".join(sorted(map(str, side))) for side in (x, y))
+    return UserError(
+        f"{before.side.name} and {after.side.name} were {what} differently: {first} against {second}",
+        remedy="collect both with the same settings and agent",
+    )
+
+
+def _nothing_shared(before: Collection, after: Collection, unpaired: Sequence[Unpaired]) -> UserError:
+    reasons = "; ".join(f"{u.tasks} {u.detail} ({u.examples[0]})" for u in unpaired)
+    return UserError(
+        f"{before.side.name} and {after.side.name} have no task in common: {reasons}",
+        remedy="collect both on the same tasks with the same agent and prompts: 'gymtrl validate' does",
+    )
