@@ -89,7 +89,7 @@ def test_what_compare_could_have_shown_is_what_power_says(tmp_path: Path) -> Non
     before = rollouts(tmp_path / "b.jsonl", tasks=60, twins=3)
     after = rollouts(tmp_path / "a.jsonl", tasks=60, twins=3, spread=0.3, seed=1)
     for cluster in (None, "family"):
-        shown = compare_files([before], [after], cluster=cluster).difference.detectable
+        shown = compare_files([before], [after], cluster=cluster).candidates[0].overall.difference.detectable
         (found,), *_ = planned(before, after, tasks=60, repeats=4, cluster=cluster).detectable
         assert found == pytest.approx(shown, rel=1e-9)
 
