@@ -13,18 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gymtrl.comparison.measures import MEASURES, measures
 from gymtrl.comparison.metric import Metric, measure
 from gymtrl.comparison.record import Side
-from gymtrl.comparison.tool_errors import is_tool_error
 from gymtrl.errors import UserError
 from gymtrl.rollouts.codec import decode_json, digest
 from gymtrl.rollouts.inputs import expand_inputs
-from gymtrl.rollouts.messages import text_length
 from gymtrl.rollouts.reader import read_asked, read_bytes, read_lines
 from gymtrl.rollouts.record import Message, Origin, Rollout, Sampling
 from gymtrl.rollouts.sidecars import count_failures, load_sidecar
 
-COSTS = ("input tokens", "output tokens", "turns", "characters", "truncated", "tool calls", "tool errors")
 _QUESTION_CHARS = 200
 
 
@@ -58,7 +56,7 @@ class Collection(NamedTuple):
         asked (`list[Asked]`): Everything that was asked, also where no rollout has a valid value.
         codes (`ndarray` of `int64`): Which of `asked`.
         values (`ndarray` of `float64`): The metric.
-        costs (`ndarray` of shape (len(COSTS), n)): What it took; NaN where that is not known.
+        measures (`ndarray` of shape (len(MEASURES), n)): What it took and how it went; NaN where that is not known.
         files (`list[str]`): The files that the rollouts stand in.
         places (`ndarray` of shape (4, n), `int64`): File, line, offset and length.
         row_ids (`ndarray` of `uint64`): The row ids as numbers.
@@ -69,7 +67,7 @@ class Collection(NamedTuple):
     asked: list[Asked]
     codes: NDArray[np.int64]
     values: NDArray[np.float64]
-    costs: NDArray[np.float64]
+    measures: NDArray[np.float64]
     files: list[str]
     places: NDArray[np.int64]
     row_ids: NDArray[np.uint64]
@@ -98,7 +96,8 @@ def read_collection(inputs: Sequence[Path], metric: Metric, *, cluster: str | No
     """
     files = expand_inputs(inputs)
     fold = _Fold(metric)
-    lines = skipped = refused = 0
+    lines = skipped = 0
+    refused: Counter[str] = Counter()
     for line in read_lines(files, cluster=cluster):
         lines += 1
         rollout = line.rollout
@@ -107,7 +106,7 @@ def read_collection(inputs: Sequence[Path], metric: Metric, *, cluster: str | No
         elif line.verdict == "skip":
             skipped += 1
         elif line.reason != "line_too_long" and (rollout := read_asked(line.origin, cluster=cluster)) is not None:
-            refused += fold.add(rollout)
+            refused[line.reason] += fold.add(rollout)
         else:
             fold.left_out[line.reason] += 1
     name = ", ".join(map(str, inputs))
@@ -120,18 +119,20 @@ def read_collection(inputs: Sequence[Path], metric: Metric, *, cluster: str | No
         name=name,
         lines=lines,
         rollouts=len(fold.codes),
-        refused=refused,
+        refused=refused.total(),
         left_out=dict(fold.left_out),
         skipped=skipped,
         failed_attempts=dict(failed),
         missing=_missing(files, cluster, fold.found),
+        refused_by=dict(+refused),
+        sampling={name: tuple(sorted(ways, key=str)) for name, ways in fold.sampling.items()},
     )
     return Collection(
         side,
         fold.asked,
         np.array(fold.codes, dtype=np.int64),
         np.array(fold.values),
-        np.array(fold.costs).reshape(-1, len(COSTS)).T,
+        np.array(fold.measures).reshape(-1, len(MEASURES)).T,
         fold.files,
         np.array(fold.places, dtype=np.int64).reshape(-1, 4).T,
         np.array(fold.row_ids, dtype=np.uint64),
@@ -145,7 +146,7 @@ class _Fold:
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self.asked: list[Asked] = []
-        self.codes, self.values, self.costs = array("q"), array("d"), array("d")
+        self.codes, self.values, self.measures = array("q"), array("d"), array("d")
         self.places, self.row_ids = array("q"), array("Q")
         self.left_out: Counter[str] = Counter()
         self.sampling: dict[str, set[Sampling]] = {}
@@ -183,7 +184,7 @@ class _Fold:
             self._repeats.add((file, code, task, repeat))
         self.codes.append(code)
         self.values.append(value)
-        self.costs.extend(_costs(rollout))
+        self.measures.extend(measures(rollout))
         self.places.extend((file, origin.line, origin.offset, origin.length))
         self.row_ids.append(row)
         return True
@@ -223,18 +224,6 @@ def _asked(rollout: Rollout, environment: str) -> Asked:
 def _digest(messages: Iterable[Message]) -> str:
     shown = [(m.role, m.content, m.images, [(c.name, c.arguments_json) for c in m.tool_calls]) for m in messages]
     return hashlib.sha256(repr(shown).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _costs(rollout: Rollout) -> tuple[float, ...]:
-    """In the order of `COSTS`."""
-    tokens = [math.nan if n is None else float(n) for n in (rollout.input_tokens, rollout.output_tokens)]
-    if not rollout.completion:  # the answer is no sound chat
-        return (*tokens, math.nan, math.nan, rollout.truncated, math.nan, math.nan)
-    errors = 0
-    if rollout.n_tool_calls:
-        errors = sum(message.role == "tool" and is_tool_error(message.content) for message in rollout.completion)
-    length = text_length(rollout.completion)
-    return (*tokens, rollout.turns, length, rollout.truncated, rollout.n_tool_calls, errors)
 
 
 def _missing(files: Sequence[Path], cluster: str | None, found: dict[str, set[tuple[int, int]]]) -> int | None:
