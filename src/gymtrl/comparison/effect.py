@@ -177,7 +177,7 @@ def _costs(means: NDArray[np.float64], clusters: NDArray[np.int64]) -> list[Cost
 
 
 def _with_examples(cost: Cost, after: Collection, half: Half, tasks: NDArray[np.bool_]) -> Cost:
-    if cost.name not in HABITS:
+    if cost.name not in (*HABITS, "truncated"):
         return cost
     shown = half.rows[tasks[half.tasks] & (after.measures[MEASURES.index(cost.name)][half.rows] > 0)]
     return msgspec.structs.replace(cost, examples=tuple(str(after.origin(row)) for row in shown[:_EXAMPLES].tolist()))

@@ -120,6 +120,5 @@ def _marked(text: str) -> bool:
     # Most texts have no such sign, and to look for one character is quick.
     special = "<" in text and (_SPECIAL.search(text) is not None or "_of_turn>" in text or "</s>" in text)
     return special or (
-        "\n" in text
-        and ("\nuser\n" in text or "\nassistant\n" in text or "\nUser:" in text or "\nHuman:" in text)
+        "\n" in text and ("\nuser\n" in text or "\nassistant\n" in text or "\nUser:" in text or "\nHuman:" in text)
     )

@@ -9,6 +9,9 @@ import msgspec
 from gymtrl.comparison.estimate import MeanEstimate
 from gymtrl.rollouts.record import Origin, Sampling
 
+COMPARISON = "comparison.json"
+"""The file's name."""
+
 Outcome = Literal["improved", "regressed", "not shown"]
 Reason = Literal["only_before", "only_after", "other_prompt", "no_value"]
 

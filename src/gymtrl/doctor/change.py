@@ -43,9 +43,10 @@ class Change:
 
     def told(self, difference: MeanEstimate) -> str:
         """A difference of the metric with its interval, in words."""
-        scale, unit = (100.0, " points") if self.comparison.points else (1.0, "")
         d = difference
-        return f"{d.mean * scale:+.3g}{unit} [{d.low * scale:+.3g}, {d.high * scale:+.3g}]"
+        if self.comparison.points:
+            return f"{d.mean * 100:+.1f} points [{d.low * 100:+.1f}, {d.high * 100:+.1f}]"
+        return f"{d.mean:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class ChangeRule:
 def beyond_noise(difference: MeanEstimate) -> bool:
     """Whether a difference, up or down, is larger than chance makes it."""
     half = difference.high - difference.mean
-    return difference.clusters >= FEWEST_TASKS and abs(difference.mean) > MARGIN * half
+    return difference.n >= FEWEST_TASKS and abs(difference.mean) > MARGIN * half
 
 
 def more_of(*names: str, what: str = "rollouts") -> Callable[[Change], str | None]:
@@ -93,14 +94,19 @@ def more_of(*names: str, what: str = "rollouts") -> Callable[[Change], str | Non
     """
 
     def check(change: Change) -> str | None:
-        grown = [
-            (cost.difference.mean, shares_told(name, cost, what))
-            for name, cost in change.measures(*names)
-            if cost.difference.mean >= POINTS and beyond_noise(cost.difference)
-        ]
-        return listed([words for _, words in sorted(grown, reverse=True)])
+        return listed([shares_told(name, cost, what) for name, cost in grown(change, *names)])
 
     return check
+
+
+def grown(change: Change, *names: str) -> list[tuple[str, Cost]]:
+    """Environments with the shares that grew in them, those that grew most first."""
+    found = [
+        (name, cost)
+        for name, cost in change.measures(*names)
+        if cost.difference.mean >= POINTS and beyond_noise(cost.difference)
+    ]
+    return sorted(found, key=lambda one: -one[1].difference.mean)
 
 
 def shares_told(environment: str, cost: Cost, what: str) -> str:
