@@ -26,7 +26,7 @@ from rows import row
 from test_conformance import expected_verdicts
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("verdicts.md", "filter.md", "formats.md", "recipe.md", "training.md", "scale.md")
+PAGES = ("verdicts.md", "filter.md", "formats.md", "recipe.md", "training.md", "scale.md", "compare.md")
 SOURCE = DOCS.parent / "src" / "gymtrl"
 
 USER = {"role": "user", "content": "q"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from scipy import stats
+from scipy import special
 
 from gymtrl.comparison.estimate import LEVEL, MeanEstimate, cluster_mean
 from gymtrl.comparison.multiple import holm
@@ -59,7 +59,7 @@ def _question(task: TaskDifference) -> str:
 def _p(d: MeanEstimate) -> float:
     if not d.standard_error:
         return float(not d.mean)
-    return float(2 * stats.t.sf(abs(d.mean) / d.standard_error, d.degrees_of_freedom))
+    return float(2 * special.stdtr(d.degrees_of_freedom, -abs(d.mean) / d.standard_error))
 
 
 def _learned_by_heart(change: Change) -> str | None:
