@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.doctor.rule import OBJECTIVES
 from gymtrl.doctor.rules import RULES as DOCTOR_RULES
+from gymtrl.doctor.worse import CHANGE_RULES
 from gymtrl.formats.card import COLUMN_WORDS
 from gymtrl.formats.dataset import COLUMNS as DATASET_COLUMNS
 from gymtrl.formats.reasons import CHOICE_DROPS, ROW_DROPS, Drop
@@ -214,6 +215,14 @@ def _doctor() -> str:
     return _table(("code", "severity", "objectives", "when", "what it means", "what to do", "threshold"), rows)
 
 
+def _worse() -> str:
+    rows = (
+        (f"`{r.code}`", r.severity, f"{r.title}. {_code(r.cause)}", f"{_code(r.remedy)}.", r.source)
+        for r in CHANGE_RULES
+    )
+    return _table(("code", "severity", "what it means", "what to do", "threshold"), rows)
+
+
 def _shape(schema: dict[str, Any]) -> str:
     """The type of a setting in words, from its JSON schema."""
     schema = next((one for one in schema.get("anyOf", []) if one["type"] != "null"), schema)
@@ -294,6 +303,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "templates": _templates,
     "refusals": _refusals,
     "doctor": _doctor,
+    "worse": _worse,
     "defaults": _defaults,
 }
 

@@ -20,7 +20,7 @@ ALLOWED = {
     "selection": {"rollouts", "workspace"},
     "comparison": {"rollouts"},
     "formats": {"rollouts", "selection", "models", "workspace"},
-    "doctor": {"rollouts", "workspace"},
+    "doctor": {"rollouts", "comparison", "workspace"},
     "training": {"doctor", "models", "workspace"},
     "exports": {"rollouts", "models", "workspace"},
     "validation": {"gym", "serving", "selection", "comparison", "workspace"},
@@ -76,6 +76,7 @@ def test_imports_point_one_way(room: str) -> None:
         "gymtrl.pipeline.run",
         "gymtrl.doctor.diagnose",
         "gymtrl.doctor.read",
+        "gymtrl.doctor.worse",
         "gymtrl.cli.main",
     ],
 )

@@ -13,18 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gymtrl.comparison.measures import MEASURES, measures
 from gymtrl.comparison.metric import Metric, measure
 from gymtrl.comparison.record import Side
-from gymtrl.comparison.tool_errors import is_tool_error
 from gymtrl.errors import UserError
 from gymtrl.rollouts.codec import decode_json, digest
 from gymtrl.rollouts.inputs import expand_inputs
-from gymtrl.rollouts.messages import text_length
 from gymtrl.rollouts.reader import read_asked, read_bytes, read_lines
 from gymtrl.rollouts.record import Message, Origin, Rollout, Sampling
 from gymtrl.rollouts.sidecars import count_failures, load_sidecar
 
-COSTS = ("input tokens", "output tokens", "turns", "characters", "truncated", "tool calls", "tool errors")
 _QUESTION_CHARS = 200
 
 
@@ -58,7 +56,7 @@ class Collection(NamedTuple):
         asked (`list[Asked]`): Everything that was asked, also where no rollout has a valid value.
         codes (`ndarray` of `int64`): Which of `asked`.
         values (`ndarray` of `float64`): The metric.
-        costs (`ndarray` of shape (len(COSTS), n)): What it took; NaN where that is not known.
+        measures (`ndarray` of shape (len(MEASURES), n)): What it took and how it went; NaN where that is not known.
         files (`list[str]`): The files that the rollouts stand in.
         places (`ndarray` of shape (4, n), `int64`): File, line, offset and length.
         row_ids (`ndarray` of `uint64`): The row ids as numbers.
@@ -69,7 +67,7 @@ class Collection(NamedTuple):
     asked: list[Asked]
     codes: NDArray[np.int64]
     values: NDArray[np.float64]
-    costs: NDArray[np.float64]
+    measures: NDArray[np.float64]
     files: list[str]
     places: NDArray[np.int64]
     row_ids: NDArray[np.uint64]
@@ -108,7 +106,7 @@ def read_collection(inputs: Sequence[Path], metric: Metric, *, cluster: str | No
         elif line.verdict == "skip":
             skipped += 1
         elif line.reason != "line_too_long" and (rollout := read_asked(line.origin, cluster=cluster)) is not None:
-            fold.add(rollout, _REFUSED)
+            fold.add(rollout, _REFUSED, line.reason)
         else:
             unread[line.reason] += 1
     whole, numbers, row_ids = fold.columns()
@@ -127,6 +125,8 @@ def read_collection(inputs: Sequence[Path], metric: Metric, *, cluster: str | No
         skipped=skipped,
         failed_attempts=dict(sum((Counter(count_failures(file)) for file in files), Counter())),
         missing=_missing(files, cluster, fold.files, whole),
+        refused_by=_counted(fold.reasons, whole[_REASON, states == _REFUSED]),
+        sampling={name: tuple(sorted(ways, key=str)) for name, ways in fold.sampling.items()},
     )
     return Collection(
         side,
@@ -148,8 +148,8 @@ _REASONS = {
     _NO_VALUE: "value_missing",
     _NOT_FINITE: "value_not_finite",
 }
-_STATE, _CODE, _TASK, _REPEAT, _FILE = range(5)  # rows of the whole numbers; line, offset and length follow the file
-_WIDTH = 8
+_STATE, _REASON, _CODE, _TASK, _REPEAT, _FILE = range(6)  # rows of the whole numbers; line, offset, length follow
+_WIDTH = 9
 _UNNUMBERED = -(2**63)
 
 
@@ -160,13 +160,14 @@ class _Fold:
         self.metric = metric
         self.asked: list[Asked] = []
         self.files: dict[str, int] = {}
+        self.reasons: dict[str, int] = {}
         self.sampling: dict[str, set[Sampling]] = {}
         self._whole, self._numbers, self._row_ids = array("q"), array("d"), array("Q")
         self._codes: dict[tuple[str, str, str | None], int] = {}
         self._sampled: tuple[str, Sampling] | None = None
 
-    def add(self, rollout: Rollout, state: int) -> None:
-        """Adds a rollout, valid or refused."""
+    def add(self, rollout: Rollout, state: int, reason: str = "") -> None:
+        """Adds a rollout, valid or refused for a reason."""
         origin, task, repeat = rollout.origin, rollout.task_index, rollout.rollout_index
         environment = rollout.agent or rollout.environment or ""
         sampled = (environment, rollout.sampling)
@@ -190,15 +191,16 @@ class _Fold:
         if task is None or repeat is None:
             task = repeat = _UNNUMBERED
         file = self.files.setdefault(origin.file, len(self.files))
-        self._whole.extend((state, code, task, repeat, file, origin.line, origin.offset, origin.length))
-        self._numbers.extend((value, *_costs(rollout)))
+        why = self.reasons.setdefault(reason, len(self.reasons))
+        self._whole.extend((state, why, code, task, repeat, file, origin.line, origin.offset, origin.length))
+        self._numbers.extend((value, *measures(rollout)))
         self._row_ids.append(int(origin.row_id, 16))
 
     def columns(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.uint64]]:
-        """Whole numbers, values with costs, and row ids, one column a rollout."""
+        """Whole numbers, values with measures, and row ids, one column a rollout."""
         return (
             np.array(self._whole, dtype=np.int64).reshape(-1, _WIDTH).T,
-            np.array(self._numbers, dtype=np.float64).reshape(-1, 1 + len(COSTS)).T,
+            np.array(self._numbers, dtype=np.float64).reshape(-1, 1 + len(MEASURES)).T,
             np.array(self._row_ids, dtype=np.uint64),
         )
 
@@ -243,16 +245,10 @@ def _digest(messages: Iterable[Message]) -> str:
     return hashlib.sha256(repr(shown).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _costs(rollout: Rollout) -> tuple[float, ...]:
-    """In the order of `COSTS`."""
-    sent = math.nan if rollout.input_tokens is None else rollout.input_tokens
-    made = math.nan if rollout.output_tokens is None else rollout.output_tokens
-    completion, calls, errors = rollout.completion, rollout.n_tool_calls, 0
-    if not completion:  # the answer is no sound chat
-        return sent, made, math.nan, math.nan, rollout.truncated, math.nan, math.nan
-    if calls:
-        errors = sum([message.role == "tool" and is_tool_error(message.content) for message in completion])
-    return sent, made, rollout.turns, text_length(completion), rollout.truncated, calls, errors
+def _counted(names: Mapping[str, int], places: NDArray[np.int64]) -> dict[str, int]:
+    """How often each name occurs that does."""
+    numbers = np.bincount(places, minlength=len(names)).tolist()
+    return {name: numbers[place] for name, place in names.items() if numbers[place]}
 
 
 def _missing(

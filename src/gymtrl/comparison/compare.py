@@ -110,17 +110,19 @@ def _compared(before: Collection, after: Collection, min_effect: float) -> _Comp
 
 def _candidate(before: Collection, compared: _Compared, overall: Effect, points: bool, min_effect: float) -> Candidate:
     after, pairing, scores, _, environments = compared
+    took, habits = costs(pairing, before, after, scores)
     return Candidate(
         outcome=overall.outcome,
         verdict=sentence(overall, environments, points=points, min_effect=min_effect),
         after=after.side,
         overall=overall,
         environments=environments,
-        costs=costs(pairing, before, after, scores.clusters),
+        costs=took,
         unpaired=pairing.unpaired,
         warnings=_warnings(before, compared),
         tasks=_tasks(pairing, scores),
         flips=_flips(pairing, scores, before, after),
+        habits=habits,
     )
 
 

@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from scipy import special
 
 from gymtrl.comparison.bootstrap import bootstrap_interval
-from gymtrl.comparison.collection import COSTS, Collection
+from gymtrl.comparison.collection import Collection
 from gymtrl.comparison.discrete import mcnemar_p, pass_at_k
 from gymtrl.comparison.estimate import LEVEL, MeanEstimate, cluster_mean, sign_flip_p
+from gymtrl.comparison.measures import COSTS, HABITS, MEASURES
 from gymtrl.comparison.multiple import holm
 from gymtrl.comparison.pairing import Half, Pairing
-from gymtrl.comparison.record import Cost, Effect, Outcome, PassAtK
+from gymtrl.comparison.record import Cost, Effect, Habits, Outcome, PassAtK
 from gymtrl.rollouts.quality import default_threshold
 
 FEW_CLUSTERS = 15
 """Below this an interval can be too narrow; the sign-flip test must then agree."""
+_EXAMPLES = 3
 
 
 class Scores(NamedTuple):
@@ -145,28 +147,45 @@ def outcome_of(difference: MeanEstimate, p: float) -> Outcome:
     return "improved" if difference.mean > 0 else "regressed"
 
 
-def costs(pairing: Pairing, before: Collection, after: Collection, clusters: NDArray[np.int64]) -> tuple[Cost, ...]:
-    """What the rollouts of paired tasks took, where it is known and there is something of it."""
-    found = []
+def costs(
+    pairing: Pairing, before: Collection, after: Collection, scores: Scores
+) -> tuple[tuple[Cost, ...], tuple[Habits, ...]]:
+    """What the rollouts of paired tasks took, and how they went in each environment, where there is something of it."""
     n = len(pairing.keys)
-    for place, name in enumerate(COSTS):
-        means = np.array([_known_means(s.costs[place], h, n) for s, h in _sides(pairing, before, after)])
-        known = np.isfinite(means).all(axis=0)
-        if len(np.unique(clusters[known])) < 2 or not means[:, known].any():
+    halves = ((before, pairing.before), (after, pairing.after))
+    means = np.array([[_known_means(values, half, n) for values in side.measures] for side, half in halves])
+    overall = [cost for cost in _costs(means, scores.clusters) if cost.name in COSTS]
+    found = []
+    for place, name in enumerate(scores.names):
+        here = scores.environments == place
+        if each := _costs(means[:, :, here], scores.clusters[here]):
+            found.append(Habits(name, tuple(_with_examples(cost, after, pairing.after, here) for cost in each)))
+    return tuple(overall), tuple(found)
+
+
+def _costs(means: NDArray[np.float64], clusters: NDArray[np.int64]) -> list[Cost]:
+    """The differences of what is known in two clusters or more; `means` has the shape (2, len(MEASURES), tasks)."""
+    found = []
+    for name, (x, y) in zip(MEASURES, means.swapaxes(0, 1), strict=True):
+        known = np.isfinite(x) & np.isfinite(y)
+        x, y = x[known], y[known]
+        if not (x.any() or y.any()) or len(np.unique(clusters[known])) < 2:
             continue
-        x, y = means[:, known]
         difference = cluster_mean(y - x, clusters[known])
         found.append(Cost(name, float(x.mean()), float(y.mean()), difference, int(known.sum())))
-    return tuple(found)
+    return found
 
 
-def _sides(pairing: Pairing, before: Collection, after: Collection) -> tuple[tuple[Collection, Half], ...]:
-    return (before, pairing.before), (after, pairing.after)
+def _with_examples(cost: Cost, after: Collection, half: Half, tasks: NDArray[np.bool_]) -> Cost:
+    if cost.name not in (*HABITS, "truncated"):
+        return cost
+    shown = half.rows[tasks[half.tasks] & (after.measures[MEASURES.index(cost.name)][half.rows] > 0)]
+    return msgspec.structs.replace(cost, examples=tuple(str(after.origin(row)) for row in shown[:_EXAMPLES].tolist()))
 
 
-def _known_means(costs: NDArray[np.float64], half: Half, n: int) -> NDArray[np.float64]:
+def _known_means(values: NDArray[np.float64], half: Half, n: int) -> NDArray[np.float64]:
     """Of each task the mean over the rollouts of which it is known; NaN where it is known of none."""
-    taken = costs[half.rows]
+    taken = values[half.rows]
     known = np.isfinite(taken)
     counts = np.bincount(half.tasks[known], minlength=n)
     sums = np.bincount(half.tasks[known], taken[known], n)

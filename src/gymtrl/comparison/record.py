@@ -7,7 +7,10 @@ from typing import Literal
 import msgspec
 
 from gymtrl.comparison.estimate import MeanEstimate
-from gymtrl.rollouts.record import Origin
+from gymtrl.rollouts.record import Origin, Sampling
+
+COMPARISON = "comparison.json"
+"""The file's name."""
 
 Outcome = Literal["improved", "regressed", "not shown"]
 Reason = Literal["only_before", "only_after", "other_prompt", "no_value"]
@@ -27,6 +30,8 @@ class Side(msgspec.Struct, frozen=True):
         failed_attempts (`dict[str, int]`): Attempts that the world failed, by class, as Gym lists them beside the file.
         missing (`int`, *optional*): Rollouts that were asked for and have no line; `None` where nothing tells what was
             asked for.
+        refused_by (`dict[str, int]`): Those `refused`, by the reason why their answer is no sound chat.
+        sampling (`dict[str, tuple[Sampling, ...]]`): How the policy was asked to sample, by environment.
     """
 
     name: str
@@ -37,6 +42,8 @@ class Side(msgspec.Struct, frozen=True):
     skipped: int
     failed_attempts: dict[str, int]
     missing: int | None
+    refused_by: dict[str, int] = {}
+    sampling: dict[str, tuple[Sampling, ...]] = {}
 
 
 class PassAtK(msgspec.Struct, frozen=True):
@@ -102,13 +109,14 @@ class Effect(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What rollouts took, as the mean over tasks of the mean of their rollouts.
+    """What rollouts took, or how many of them went in some way, as the mean over tasks of their rollouts' means.
 
     Attributes:
         name (`str`): What is counted.
         before, after (`float`): Means.
         difference (`MeanEstimate`): Of the tasks' means.
         tasks (`int`): Tasks in which it is known on both sides.
+        examples (`tuple[str, ...]`): Of ways to go, some rollouts after, as `file:line`.
     """
 
     name: str
@@ -116,6 +124,19 @@ class Cost(msgspec.Struct, frozen=True):
     after: float
     difference: MeanEstimate
     tasks: int
+    examples: tuple[str, ...] = ()
+
+
+class Habits(msgspec.Struct, frozen=True):
+    """How the policy went about the tasks of one environment.
+
+    Attributes:
+        environment (`str`): The agent's name.
+        measures (`tuple[Cost, ...]`): Those of `measures.MEASURES` of which there is something.
+    """
+
+    environment: str
+    measures: tuple[Cost, ...]
 
 
 class Unpaired(msgspec.Struct, frozen=True):
@@ -188,6 +209,7 @@ class Candidate(msgspec.Struct, frozen=True):
         warnings (`tuple[str, ...]`): What makes the result less certain than the interval says.
         tasks (`tuple[TaskDifference, ...]`): Every task, by difference.
         flips (`tuple[Flip, ...]`): Tasks fixed and broken.
+        habits (`tuple[Habits, ...]`): Of each environment with two clusters or more.
     """
 
     outcome: Outcome
@@ -200,6 +222,7 @@ class Candidate(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
     tasks: tuple[TaskDifference, ...]
     flips: tuple[Flip, ...]
+    habits: tuple[Habits, ...] = ()
 
 
 class Comparison(msgspec.Struct, frozen=True):

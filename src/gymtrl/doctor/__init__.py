@@ -1,1 +1,1 @@
-"""Rules that turn a run's data, plan and metrics into findings: what is wrong, why, and what to do."""
+"""Rules that turn a run, or a comparison after it, into findings: what is wrong, why, and what to do."""

@@ -25,7 +25,7 @@ def diagnose(record: RunRecord, moment: Moment) -> list[Finding]:
     """
     rules = [rule for rule in RULES if moment in rule.when and record.objective in rule.objectives]
     findings = [finding for rule in rules if (finding := rule.apply(record)) is not None]
-    return _errors_first(findings)
+    return errors_first(findings)
 
 
 def with_told(found: Iterable[Finding], told: Iterable[Finding]) -> list[Finding]:
@@ -40,8 +40,9 @@ def with_told(found: Iterable[Finding], told: Iterable[Finding]) -> list[Finding
     """
     now = {finding.rule: finding for finding in found}
     past = (replace(one, evidence=f"{_PAST}{one.evidence.removeprefix(_PAST)}") for one in told)
-    return _errors_first([*now.values(), *(finding for finding in past if finding.rule not in now)])
+    return errors_first([*now.values(), *(finding for finding in past if finding.rule not in now)])
 
 
-def _errors_first(findings: Iterable[Finding]) -> list[Finding]:
+def errors_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors, then warnings, then notes."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -35,7 +35,8 @@ def read_run(run: Path) -> RunRecord:
         known = {**_json(folder / ".identity.json"), **_json(folder / "job.json")}
     if not known:
         raise UserError(
-            f"{run} is no folder of a training run", remedy="give the folder that 'gymtrl train' wrote (its -o)"
+            f"{run} is no folder of a training run or a comparison",
+            remedy="give the folder that 'gymtrl train' wrote, or 'compare' or 'validate' (its -o)",
         )
     settings, plan = _mapping(known.get("settings")), _mapping(known.get("plan"))
     objective = known.get("objective") or plan.get("objective") or str(known.get("verb", "")).removeprefix("train ")

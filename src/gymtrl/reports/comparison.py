@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gymtrl.comparison.record import Candidate, Comparison, Effect, Flip
+from gymtrl.doctor.worse import diagnose_comparison
+from gymtrl.reports.finding import render_each
 from gymtrl.text import plain
 
 _SHOWN = 3
@@ -16,12 +18,16 @@ _COLOURS = {"improved": "green", "regressed": "red", "not shown": "yellow"}
 
 
 def comparison_json(comparison: Comparison) -> str:
-    """Returns the comparison as one JSON document."""
-    return msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode() + "\n"
+    """Returns the comparison, with what `doctor` finds in it as `findings`, as one JSON document."""
+    told = msgspec.to_builtins(comparison) | {"findings": msgspec.to_builtins(diagnose_comparison(comparison))}
+    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode() + "\n"
 
 
 def render_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints for each candidate means, intervals, tests, costs, flips and what has no partner, then the verdict."""
+    """Prints for each candidate means, intervals, tests, costs, flips, what has no partner and the verdict.
+
+    What training made worse comes last.
+    """
     console = console or Console()
     before = comparison.before
     console.print(f"{escape(comparison.metric)} of {_name(before.name)}, {before.rollouts:,} rollouts", soft_wrap=True)
@@ -34,6 +40,7 @@ def render_comparison(comparison: Comparison, console: Console | None = None) ->
         _render_flips(candidate, console)
         _render_left_out(comparison, candidate, console)
         console.print(_coloured(candidate), soft_wrap=True)
+    render_each(diagnose_comparison(comparison), console)
 
 
 def _render_effects(candidate: Candidate, console: Console, scale: float) -> None:

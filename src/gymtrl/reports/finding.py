@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rich.console import Console
 from rich.text import Text
 
 from gymtrl.doctor.finding import Finding
@@ -17,3 +20,10 @@ def finding_text(finding: Finding) -> Text:
     for name, words in (("seen", finding.evidence), ("cause", finding.cause), ("remedy", finding.remedy)):
         told.append(f"\n  {name + ':':<8}{plain(words)}")
     return told
+
+
+def render_each(findings: Sequence[Finding], console: Console) -> None:
+    """Prints findings with an empty line before each."""
+    for finding in findings:
+        console.print()
+        console.print(finding_text(finding), soft_wrap=True)

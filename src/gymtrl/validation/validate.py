@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from gymtrl.comparison.compare import compare_candidates
-from gymtrl.comparison.record import Comparison
+from gymtrl.comparison.record import COMPARISON, Comparison
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
@@ -90,8 +90,17 @@ def _told(leak: Leak) -> str:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Reads the comparison that a validation wrote."""
-    return msgspec.json.decode((folder / "comparison.json").read_bytes(), type=Comparison)
+    """Reads the comparison that `compare` or `validate` wrote.
+
+    Raises:
+        UserError: There is none.
+    """
+    try:
+        return msgspec.json.decode((folder / COMPARISON).read_bytes(), type=Comparison)
+    except (OSError, msgspec.DecodeError):
+        raise UserError(
+            f"{folder} holds no comparison", remedy="give the folder that 'gymtrl compare' or 'validate' wrote (its -o)"
+        ) from None
 
 
 def compare_rollouts(
@@ -182,5 +191,5 @@ def validate(
 
 def _write_comparison(comparison: Comparison, draft: Draft) -> None:
     encoded = msgspec.json.format(msgspec.json.encode(comparison), indent=2)
-    (draft.path / "comparison.json").write_bytes(encoded + b"\n")
+    (draft.path / COMPARISON).write_bytes(encoded + b"\n")
     draft.extra |= {"verdict": comparison.verdict, "outcome": comparison.outcome}
