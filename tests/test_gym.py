@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from gymtrl.demo.tasks import make_tasks
 from gymtrl.errors import RunError, UserError
 from gymtrl.gym.collect import finished, materialize, read_tasks
-from gymtrl.gym.install import GymInstallation, setup_gym, uv_executable
+from gymtrl.gym.install import GymInstallation, require_installation, setup_gym, uv_executable
 from gymtrl.gym.python import find_python
 from gymtrl.gym.servers import free_port, running_gym
 from gymtrl.gym.settings import CollectSettings, GymSetupSettings
@@ -134,12 +135,35 @@ def texts(content: bytes) -> dict[tuple[int, int], list[int]]:
     }
 
 
+def test_servers_that_this_gym_does_not_have(gym_installation: GymInstallation, tmp_path: Path) -> None:
+    for server, known in (("reasoning_jim", "folders"), ("reasoning_gym/other", "reasoning_gym/rewoo_agent")):
+        opened = running_gym(
+            gym_installation, servers=[server], policy_url="http://127.0.0.1:9/v1", policy_name="p", folder=tmp_path
+        )
+        with pytest.raises(UserError, match=server) as caught, opened:
+            pass
+        assert known in str(caught.value.remedy)
+    with pytest.raises(UserError, match="packages of Gym's mcqa, tavily are not installed"):
+        require_installation(None, ["mcqa/mcqa", "reasoning_gym", "tavily"])
+
+
 @pytest.mark.slow
-def test_gym_that_cannot_start_says_why(gym_installation: GymInstallation, tmp_path: Path) -> None:
+def test_gym_that_cannot_start_says_which_server_and_why(gym_installation: GymInstallation, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(gym_installation.venv_links, home / "servers", symlinks=True)
+    broken = home / "servers" / "resources_servers" / "reasoning_gym" / ".venv"
+    broken.unlink()
+    (broken / "bin").mkdir(parents=True)
+    (broken / "bin" / "python").touch()
+    (broken / "bin" / "activate").write_text("echo its environment is broken; exit 3\n")
     opened = running_gym(
-        gym_installation, server="reasoning_jim", policy_url="http://127.0.0.1:9/v1", policy_name="p", folder=tmp_path
+        msgspec.structs.replace(gym_installation, home=str(home)),
+        servers=["reasoning_gym"],
+        policy_url="http://127.0.0.1:9/v1",
+        policy_name="p",
+        folder=tmp_path / "gym",
     )
-    with opened as ready, pytest.raises(RunError, match="reasoning_jim"):
+    with opened as ready, pytest.raises(RunError, match=r"^reasoning_gym of Gym ended.*\n.*environment is broken"):
         ready()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -74,16 +74,19 @@ def find_installation(home: Path | None = None) -> GymInstallation | None:
     return found if found.gym.exists() else None
 
 
-def require_installation(home: Path | None, server: str) -> GymInstallation:
-    """Returns the installation, which must have the packages of `server`.
+def require_installation(home: Path | None, servers: Sequence[str]) -> GymInstallation:
+    """Returns the installation, which must have the packages of `servers`, each a name or `name/flavor`.
 
     Raises:
-        UserError: There is none, or the server's packages are missing.
+        UserError: There is none, or a server's packages are missing.
     """
     found = find_installation(home)
-    if found is None or server not in found.servers:
-        what = "NeMo Gym is not installed" if found is None else f"the packages of Gym's {server} are not installed"
-        raise UserError(f"{what} below {gym_home(home)}", remedy=f"run 'gymtrl gym setup {server}'")
+    names = dict.fromkeys(server.partition("/")[0] for server in servers)
+    missing = [name for name in names if found is None or name not in found.servers]
+    if found is None or missing:
+        of = ", ".join(missing)
+        what = "NeMo Gym is not installed" if found is None else f"the packages of Gym's {of} are not installed"
+        raise UserError(f"{what} below {gym_home(home)}", remedy=f"run 'gymtrl gym setup {' '.join(missing)}'")
     return found
 
 

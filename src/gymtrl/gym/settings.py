@@ -72,6 +72,12 @@ class CollectSettings(BaseModel, extra="forbid"):
         description="Seconds after which one attempt at a rollout counts as failed.",
         json_schema_extra={"source": "ours: ten minutes, long for one rollout", "changes_result": False},
     )
+    attempts: int = Field(
+        default=3,
+        ge=1,
+        description="Times that a rollout is asked for before it counts as failed; failed ones are never scored.",
+        json_schema_extra={"source": "Gym: NEMO_GYM_MAX_ROLLOUT_ATTEMPTS", "changes_result": False},
+    )
     agent: str | None = Field(
         default=None,
         description="Agent for all tasks, by its name in Gym; each task's own agent_ref if not given.",
