@@ -25,14 +25,23 @@ from gymtrl.gym.install import GymInstallation, uv_executable
 from gymtrl.processes import Supervised
 from gymtrl.text import plain
 
-_START_SECONDS = 300.0
+_START_SECONDS = 600.0  # Ray and the servers, all at once on a busy machine
 _STOP_SECONDS = 30.0
 _RESTARTS = 3
 _LOGS = "servers"  # below the folder in which Gym runs
 
 
 class GymDied(RunError):
-    """A server of a Gym that we started has ended, and with it the rollouts under way."""
+    """A server of a Gym that we started has ended, and with it the rollouts under way.
+
+    Args:
+        what (`str`): What ended.
+        log (`Path`): Its log, whose end the message shows.
+    """
+
+    def __init__(self, what: str, log: Path) -> None:
+        super().__init__(f"{what}; the end of {log}:\n{_tail(log)}", remedy="see the log")
+        self.what = what
 
 
 class ServerInstance(msgspec.Struct, frozen=True):
@@ -204,7 +213,8 @@ class _StartedGym:
                     told = f"Gym was started again {_RESTARTS} times, and ended each time: {error.message}"
                     raise RunError(told, remedy=error.remedy) from None
                 self._restarts += 1
-                self._doing = f"starting Gym again ({error.message.splitlines()[0].rstrip(':')}), seconds"
+                self._doing = f"starting Gym again ({error.what}), seconds"
+                self._tick(self._doing, 0.0)
                 self.stop()
                 self.start()
 
@@ -226,8 +236,7 @@ class _StartedGym:
         ended = [s.process_name for s in servers if s.pid is not None and _has_ended(s.pid)]
         log = self._own.folder / _LOGS / f"{ended[0]}.log" if ended else self._own.folder / "gym.log"
         if ended or self._process is None or self._process.exit_code() is not None:
-            what = f"{', '.join(ended)} of Gym ended" if ended else "Gym's servers ended"
-            raise GymDied(f"{what}; the end of {log}:\n{_tail(log)}", remedy="see the log")
+            raise GymDied(f"{', '.join(ended)} of Gym ended" if ended else "Gym's servers ended", log)
 
 
 def _configuration(installation: GymInstallation, server: str) -> Path:

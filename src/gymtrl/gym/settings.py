@@ -17,13 +17,18 @@ class GymSetupSettings(BaseModel, extra="forbid"):
     )
     python: str | None = Field(
         default=None,
-        description="Interpreter for Gym's environment; searched for on PATH, in pyenv and in uv if not given.",
+        description="Interpreter for Gym's environment, or its version; searched for on PATH, in pyenv and in uv.",
         json_schema_extra={"source": "Gym needs another Python than gymtrl may run in"},
     )
     version: str | None = Field(
         default=None,
         description="nemo-gym version; the newest that the interpreter admits if not given.",
         json_schema_extra={"source": "ours: the newest that fits"},
+    )
+    ignore_requires_python: bool = Field(
+        default=False,
+        description="Install on an older Python than this nemo-gym asks for.",
+        json_schema_extra={"source": "pip; its makers do not support that"},
     )
     home: Path | None = Field(
         default=None,
