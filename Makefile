@@ -11,6 +11,7 @@
 # make check-learning four objectives trained on real rollouts and on controls: what they learn (needs Gym: gymtrl gym setup)
 # make calibration    false positives, coverage and power of the comparison, on simulated studies (20 minutes)
 # make check-vllm     what training leaves, served by vLLM's CPU build: the same answers as from transformers
+# make contract-gym-0.7 a newer Gym in an environment of its own: collects and validates through it (needs a Python 3.13)
 # make benchmark-plan predicted memory of training runs against what TRL's trainers take
 # make clean          removes the environments, Gym, the model and the demo's runs
 PYTHON ?= python3
@@ -25,7 +26,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning calibration check-vllm clean
+.PHONY: setup demo test test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning calibration check-vllm contract-gym-0.7 clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -86,6 +87,13 @@ calibration: setup
 check-vllm: setup .venv-vllm/.ready
 	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
 	$(BIN)/python checks/vllm_answers.py $(SMALL_MODEL) --vllm .venv-vllm/bin/vllm
+
+# It asks for Python 3.13.14, but runs on any 3.13.
+contract-gym-0.7: setup
+	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
+	$(BIN)/gymtrl gym setup reasoning_gym --version 0.7.0 --python 3.13 --ignore-requires-python --home $(GYMTRL_HOME)/gym-0.7
+	$(BIN)/python checks/gym_contract.py $(SMALL_MODEL) --home $(GYMTRL_HOME)/gym-0.7
+
 benchmark-plan: setup
 	$(BIN)/python benchmarks/plan.py
 

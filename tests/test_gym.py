@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
+import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
+import yaml
 
 from gymtrl.demo.tasks import make_tasks
 from gymtrl.errors import RunError, UserError
 from gymtrl.gym.collect import finished, materialize, read_tasks
-from gymtrl.gym.install import GymInstallation, setup_gym, uv_executable
-from gymtrl.gym.python import find_python
-from gymtrl.gym.servers import free_port, running_gym
+from gymtrl.gym.install import GymInstallation, require_installation, setup_gym, uv_executable
+from gymtrl.gym.python import find_python, oldest_python
+from gymtrl.gym.servers import find_running, free_port, running_gym
 from gymtrl.gym.settings import CollectSettings, GymSetupSettings
 from gymtrl.gym.status import gym_status, render_status
 from gymtrl.rollouts.keys import input_key
 from gymtrl.rollouts.reader import read_lines
 from gymtrl.validation.session import gym_session
+from tiny import tiny_llama
 
 TASK = {"responses_create_params": {"input": "1 + 1 ="}, "answer": "2", "agent_ref": {"name": "a"}}
 
@@ -64,7 +69,28 @@ def test_python_that_gym_does_not_run_on() -> None:
     if sys.version_info < (3, 12):
         with pytest.raises(UserError, match=r"does not run on Python 3\.11"):
             find_python(sys.executable, uv)
-    assert find_python(None, uv).fits
+    assert find_python(None, uv).version >= oldest_python(None)
+    with pytest.raises(UserError, match="not a Python interpreter"):
+        find_python("/bin/true", uv)
+
+
+def test_python_that_newer_gyms_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [oldest_python(v) for v in (None, "0.4.0", "0.5", "0.7.0rc1", "1.0")] == [(3, 12, 0)] * 2 + [(3, 13, 14)] * 3
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    nothing = tmp_path / "uv"  # no uv: what it knows is not asked
+    for version in ("3.12.9", "3.13.2"):
+        python = tmp_path / "pyenv" / "versions" / version / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f"#!/bin/sh\necho {version.replace('.', ' ')}\n")
+        python.chmod(0o755)
+    assert find_python(None, nothing).version == (3, 12, 9)
+    assert find_python("3.13", nothing).version == (3, 13, 2)
+    with pytest.raises(RunError, match=r"nemo-gym 0\.7\.0 runs on \(3\.13\.14 or newer\).*found: 3\.12\.9, 3\.13\.2"):
+        find_python(None, nothing, "0.7.0")
+    with pytest.raises(RunError, match=r"no Python 3\.14") as caught:
+        find_python("3.14", nothing)
+    assert "uv python install 3.14" in str(caught.value.remedy)
 
 
 def test_installing_twice_does_nothing(gym_installation: GymInstallation) -> None:
@@ -127,6 +153,44 @@ def test_collect_from_the_real_gym(gym_installation: GymInstallation, smollm2_di
     assert {r.input_key for r in rollouts} == {input_key(t) for t in tasks}
 
 
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_loses_nothing(
+    gym_installation: GymInstallation, smollm2_dir: Path, tmp_path: Path
+) -> None:
+    tasks = make_tasks(Path(gym_installation.python))[:60]
+    settings = CollectSettings(repeats=2, max_output_tokens=48, concurrency=4, timeout=120)
+    model = tiny_llama(tmp_path / "model", smollm2_dir)
+    out, logs = tmp_path / "rollouts.jsonl", tmp_path / "logs"
+    killed: list[float] = []
+    found: list[float] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "rollouts" and 5 <= done < total and not killed:
+            server_process(logs, "reasoning_gym").kill()
+            killed.append(time.monotonic())
+        if stage.startswith("starting Gym again (reasoning_gym of Gym ended)") and not found:
+            found.append(time.monotonic())
+
+    with gym_session("reasoning_gym", logs, progress=progress) as session:
+        collection = session.collect(model, tasks, out, settings, name="rollouts")
+    assert (collection.wanted, collection.collected, collection.failed) == (120, 120, 0)
+    assert found[0] - killed[0] < 10  # Gym itself looks once a minute
+    rows = [msgspec.json.decode(line) for line in out.read_bytes().splitlines()]
+    keys = sorted((r["_ng_task_index"], r["_ng_rollout_index"]) for r in rows)
+    assert keys == [(task, repeat) for task in range(60) for repeat in range(2)]
+    assert all(r["response"]["output"][-1]["generation_token_ids"] and "_ng_failure_class" not in r for r in rows)
+    assert {line.verdict for line in read_lines([out])} == {"ok"}
+
+
+def server_process(folder: Path, name: str) -> psutil.Process:
+    """The process of one of Gym's servers; Gym lists the shell that started it."""
+    port = yaml.safe_load((folder / "env.yaml").read_text())["head_server"]["port"]
+    gym = find_running(f"http://127.0.0.1:{port}")
+    assert gym is not None
+    (shell,) = (server.pid for server in gym.servers if server.process_name == name)
+    return next(p for p in psutil.Process(shell).children(recursive=True) if "app.py" in p.cmdline())
+
+
 def texts(content: bytes) -> dict[tuple[int, int], list[int]]:
     rows = [msgspec.json.decode(line) for line in content.splitlines()]
     return {
@@ -134,12 +198,35 @@ def texts(content: bytes) -> dict[tuple[int, int], list[int]]:
     }
 
 
+def test_servers_that_this_gym_does_not_have(gym_installation: GymInstallation, tmp_path: Path) -> None:
+    for server, known in (("reasoning_jim", "folders"), ("reasoning_gym/other", "reasoning_gym/rewoo_agent")):
+        opened = running_gym(
+            gym_installation, servers=[server], policy_url="http://127.0.0.1:9/v1", policy_name="p", folder=tmp_path
+        )
+        with pytest.raises(UserError, match=server) as caught, opened:
+            pass
+        assert known in str(caught.value.remedy)
+    with pytest.raises(UserError, match="packages of Gym's mcqa, tavily are not installed"):
+        require_installation(None, ["mcqa/mcqa", "reasoning_gym", "tavily"])
+
+
 @pytest.mark.slow
-def test_gym_that_cannot_start_says_why(gym_installation: GymInstallation, tmp_path: Path) -> None:
+def test_gym_that_cannot_start_says_which_server_and_why(gym_installation: GymInstallation, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(gym_installation.venv_links, home / "servers", symlinks=True)
+    broken = home / "servers" / "resources_servers" / "reasoning_gym" / ".venv"
+    broken.unlink()
+    (broken / "bin").mkdir(parents=True)
+    (broken / "bin" / "python").touch()
+    (broken / "bin" / "activate").write_text("echo its environment is broken; exit 3\n")
     opened = running_gym(
-        gym_installation, server="reasoning_jim", policy_url="http://127.0.0.1:9/v1", policy_name="p", folder=tmp_path
+        msgspec.structs.replace(gym_installation, home=str(home)),
+        servers=["reasoning_gym"],
+        policy_url="http://127.0.0.1:9/v1",
+        policy_name="p",
+        folder=tmp_path / "gym",
     )
-    with opened as ready, pytest.raises(RunError, match="reasoning_jim"):
+    with opened as ready, pytest.raises(RunError, match=r"^reasoning_gym of Gym ended.*\n.*environment is broken"):
         ready()
 
 

@@ -87,7 +87,7 @@ def run_demo(out: Path, *, seed: int = 0, fresh: bool = False, limit: int | None
             baseline=str(model),
             tasks=filtered / "heldout_inputs.jsonl",
             cluster=TWINS,
-            server=SERVER,
+            server=[SERVER],
         )
         clock.go(
             validate_step(trained, out / "validation", validating, session),

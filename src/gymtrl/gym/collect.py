@@ -1,12 +1,13 @@
-"""Collecting rollouts from a running Gym, in the files that Gym's own collection writes.
+"""Collecting rollouts: each one once, whatever fails on the way.
 
-Gym's `gym eval run` ends at the first HTTP error and spends many seconds on imports; this speaks to the same agents
-over the same `/run`, keeps what failed apart with its reason, and goes on where an interrupted collection stopped.
+A Gym that we started collects with its own command, which ends at the first HTTP error and keeps to no time-out. What
+it leaves is asked of the same agents one by one, so that a failure costs its own rollout alone and has its reason kept.
+Where a server of Gym ends, Gym is started again and what is missing is asked again. All append to the same files, from
+which the next run, ours or Gym's, goes on.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -14,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 
 from gymtrl.errors import RunError, UserError
-from gymtrl.gym.servers import RunningGym
+from gymtrl.gym.agents import Row, ask_agents
+from gymtrl.gym.command import run_collection
+from gymtrl.gym.servers import GymDied, RunningGym
 from gymtrl.gym.settings import CollectSettings
-
-Row = dict[str, Any]
-_ATTEMPTS = 3  # as many as Gym's own collection makes (NEMO_GYM_MAX_ROLLOUT_ATTEMPTS)
-_PAUSE_SECONDS = 2.0  # times the attempts so far: a server that restarts needs a moment
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def materialize(tasks: Sequence[Row], settings: CollectSettings) -> list[Row]:
 
 
 def collect(
-    gym: RunningGym,
+    ready: Callable[[], RunningGym],
     tasks: Sequence[Row],
     out: Path,
     settings: CollectSettings,
@@ -127,7 +125,7 @@ def collect(
     """Collects rollouts into `out`, with `_materialized_inputs` and `_failures` beside it; resumes what is there.
 
     Args:
-        gym (`RunningGym`): Where the agents run.
+        ready (`Callable[[], RunningGym]`): Returns a Gym that answers, started again where a server has ended.
         tasks (`Sequence[Row]`): Gym input rows.
         out (`Path`): The rollouts file, appended to rollout by rollout.
         settings (`CollectSettings`): Repeats, sampling, limits, agent.
@@ -135,23 +133,35 @@ def collect(
         progress (`Callable[[int, int], None]`, *optional*): Called with rollouts done and wanted.
 
     Raises:
-        RunError: The agent or the endpoint went away, or every rollout failed.
+        RunError: Gym, the agent or the endpoint went away for good, or every rollout failed.
         UserError: The file beside `out` belongs to a collection of other tasks or settings.
     """
     rows = materialize(tasks, settings)
     todo, failures = _prepare(out, rows)
     progress(len(rows) - len(todo), len(rows))
-
-    def report(now: int) -> None:
-        progress(len(rows) - len(todo) + now, len(rows))
-
-    def watch() -> None:
-        gym.check()
-        check()
-
-    if todo:
+    by_command = True
+    while todo:
+        gym = ready()
         urls = {name: gym.agent_url(name) for name in {row["agent_ref"]["name"] for row in todo}}
-        asyncio.run(_run_all(urls, todo, out, failures, settings, watch, report))
+        done = len(rows) - len(todo)
+
+        def watch(gym: RunningGym = gym) -> None:
+            gym.check()
+            check()
+
+        def report(now: int, done: int = done) -> None:
+            progress(done + now, len(rows))
+
+        try:
+            if gym.own is not None and by_command:
+                run_collection(gym.own, out, settings, watch=watch, report=report)
+                by_command = False
+            else:
+                ask_agents(urls, todo, out, failures, settings, watch=watch, report=report)
+                break
+        except GymDied:
+            pass  # started again by `ready`, as often as it does that
+        todo, _ = _prepare(out, rows)
     return _collection(out, len(rows), failures)
 
 
@@ -184,64 +194,6 @@ def _prepare(out: Path, rows: Sequence[Row]) -> tuple[list[Row], Path]:
     inputs.write_bytes(lines)
     have = {_key(row) for row in _whole_lines(out)}
     return [row for row in rows if _key(row) not in have], failures
-
-
-async def _run_all(
-    urls: dict[str, str],
-    todo: Sequence[Row],
-    out: Path,
-    failures: Path,
-    settings: CollectSettings,
-    watch: Callable[[], None],
-    report: Callable[[int], None],
-) -> None:
-    gate = asyncio.Semaphore(settings.concurrency)
-    ended = 0
-    limits = httpx.Limits(max_connections=settings.concurrency)
-    async with httpx.AsyncClient(timeout=settings.timeout, limits=limits, trust_env=False) as client:
-        with out.open("ab", buffering=0) as good, failures.open("ab", buffering=0) as bad:
-
-            async def one(row: Row) -> None:
-                nonlocal ended
-                async with gate:
-                    for attempt in range(_ATTEMPTS):
-                        await asyncio.sleep(_PAUSE_SECONDS * attempt)
-                        result = await _run_one(client, urls[row["agent_ref"]["name"]], row)
-                        failed = "_ng_failure_class" in result
-                        (bad if failed else good).write(msgspec.json.encode(result) + b"\n")
-                        if not failed:
-                            break
-                ended += 1
-
-            pending = {asyncio.ensure_future(one(row)) for row in todo}
-            try:
-                while pending:
-                    finished, pending = await asyncio.wait(pending, timeout=0.5)
-                    for task in finished:
-                        task.result()
-                    report(ended)
-                    watch()
-            finally:
-                for task in pending:
-                    task.cancel()
-                await asyncio.gather(*pending, return_exceptions=True)
-
-
-async def _run_one(client: httpx.AsyncClient, url: str, row: Row) -> Row:
-    identity = {k: row[k] for k in ("_ng_task_index", "_ng_rollout_index", "agent_ref")}
-    try:
-        answer = await client.post(f"{url}/run", json=row)
-    except httpx.ConnectError as error:
-        raise RunError(f"the agent at {url} does not answer: {error}", remedy="see Gym's log") from None
-    except httpx.HTTPError as error:
-        return identity | {"_ng_failure_class": type(error).__name__, "error": str(error)}
-    if answer.status_code >= 400:
-        return identity | {"_ng_failure_class": f"http_{answer.status_code}", "error": answer.text[:2000]}
-    try:
-        result = msgspec.json.decode(answer.content, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        return identity | {"_ng_failure_class": "not_an_object", "error": f"{error}: {answer.text[:2000]}"}
-    return result | identity
 
 
 def _whole_lines(path: Path) -> list[Row]:

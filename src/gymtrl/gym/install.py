@@ -9,13 +9,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from gymtrl.errors import RunError, UserError
-from gymtrl.gym.python import Interpreter, find_python
+from gymtrl.gym.python import Interpreter, find_python, oldest_python
 from gymtrl.gym.settings import GymSetupSettings
 from gymtrl.home import gymtrl_home
 
@@ -74,16 +74,19 @@ def find_installation(home: Path | None = None) -> GymInstallation | None:
     return found if found.gym.exists() else None
 
 
-def require_installation(home: Path | None, server: str) -> GymInstallation:
-    """Returns the installation, which must have the packages of `server`.
+def require_installation(home: Path | None, servers: Sequence[str]) -> GymInstallation:
+    """Returns the installation, which must have the packages of `servers`, each a name or `name/flavor`.
 
     Raises:
-        UserError: There is none, or the server's packages are missing.
+        UserError: There is none, or a server's packages are missing.
     """
     found = find_installation(home)
-    if found is None or server not in found.servers:
-        what = "NeMo Gym is not installed" if found is None else f"the packages of Gym's {server} are not installed"
-        raise UserError(f"{what} below {gym_home(home)}", remedy=f"run 'gymtrl gym setup {server}'")
+    names = dict.fromkeys(server.partition("/")[0] for server in servers)
+    missing = [name for name in names if found is None or name not in found.servers]
+    if found is None or missing:
+        of = ", ".join(missing)
+        what = "NeMo Gym is not installed" if found is None else f"the packages of Gym's {of} are not installed"
+        raise UserError(f"{what} below {gym_home(home)}", remedy=f"run 'gymtrl gym setup {' '.join(missing)}'")
     return found
 
 
@@ -101,7 +104,8 @@ def setup_gym(settings: GymSetupSettings, say: Say = print) -> GymInstallation:
     home, uv = gym_home(settings.home), uv_executable()
     found = find_installation(settings.home)
     wanted = dict.fromkeys([*(found.servers if found else ()), *settings.servers])
-    asked = find_python(settings.python, uv) if settings.python else None
+    asks = None if settings.ignore_requires_python else settings.version
+    asked = find_python(settings.python, uv, asks) if settings.python else None
     same = asked is None or (found and Path(found.python).resolve() == asked.path.resolve())
     if found and same and settings.version in (None, found.version):
         if set(wanted) <= set(found.servers):
@@ -109,11 +113,11 @@ def setup_gym(settings: GymSetupSettings, say: Say = print) -> GymInstallation:
             return found
         python, version = Path(found.python), found.version
     else:
-        interpreter = asked or find_python(None, uv)
+        interpreter = asked or find_python(None, uv, asks)
         say(f"Gym's environment: {interpreter}")
-        python, version = _make_environment(home, interpreter, settings.version, uv, say)
+        python, version = _make_environment(home, interpreter, settings, uv, say)
     installation = GymInstallation(str(home), str(python), version, tuple(wanted))
-    _install_servers(installation, uv, say)
+    _install_servers(installation, settings, uv, say)
     _link_environments(installation)
     draft = home / ".gym.json.partial"
     draft.write_bytes(msgspec.json.format(msgspec.json.encode(installation), indent=2))
@@ -140,16 +144,17 @@ def uv_executable() -> Path:
 
 
 def _make_environment(
-    home: Path, interpreter: Interpreter, version: str | None, uv: Path, say: Say
+    home: Path, interpreter: Interpreter, settings: GymSetupSettings, uv: Path, say: Say
 ) -> tuple[Path, str]:
-    environment = home / "env"
+    environment, version = home / "env", settings.version
     (home / "gym.json").unlink(missing_ok=True)
     home.mkdir(parents=True, exist_ok=True)
     _run([str(uv), "venv", "--quiet", "--clear", "--python", str(interpreter.path), str(environment)], "create it")
     python = environment / "bin" / "python"
     say("installing nemo-gym (about 180 packages)")
     requirement = f"nemo-gym=={version}" if version else "nemo-gym"
-    _run([*_pip_install(uv, python), *_constraints(interpreter.version[1], version), requirement], "install nemo-gym")
+    command = [*_pip_install(uv, python, settings), *_constraints(interpreter.version[1], version), requirement]
+    _run(command, "install nemo-gym")
     shown = _run([str(uv), "pip", "show", "--python", str(python), "nemo-gym"], "read the version of nemo-gym")
     return python, next(line.split()[1] for line in shown.splitlines() if line.startswith("Version:"))
 
@@ -161,7 +166,7 @@ def _constraints(minor: int, version: str | None) -> list[str]:
     return ["--constraints", str(CONSTRAINTS)] if fits else []
 
 
-def _install_servers(installation: GymInstallation, uv: Path, say: Say) -> None:
+def _install_servers(installation: GymInstallation, settings: GymSetupSettings, uv: Path, say: Say) -> None:
     requirements: list[str] = []
     for server in installation.servers:
         requirements += _requirements(installation.site_packages / "resources_servers" / server)
@@ -171,7 +176,7 @@ def _install_servers(installation: GymInstallation, uv: Path, say: Say) -> None:
         constraints = _constraints(minor, installation.version)
         gym = f"nemo-gym=={installation.version}"
         _run(
-            [*_pip_install(uv, Path(installation.python)), *constraints, gym, *requirements],
+            [*_pip_install(uv, Path(installation.python), settings), *constraints, gym, *requirements],
             f"install the packages of {', '.join(installation.servers)}",
         )
 
@@ -200,8 +205,12 @@ def _link_environments(installation: GymInstallation) -> None:
             link.symlink_to(environment, target_is_directory=True)
 
 
-def _pip_install(uv: Path, python: Path) -> list[str]:
-    return [str(uv), "pip", "install", "--quiet", "--python", str(python)]
+def _pip_install(uv: Path, python: Path, settings: GymSetupSettings) -> list[str]:
+    command = [str(uv), "pip", "install", "--quiet", "--python", str(python)]
+    if settings.ignore_requires_python:
+        # uv then chooses packages as for that Python.
+        command += ["--python-version", ".".join(map(str, oldest_python(settings.version)))]
+    return command
 
 
 def _run(command: list[str], purpose: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,9 +12,8 @@ from pathlib import Path
 
 from gymtrl.errors import RunError, UserError
 
-# nemo-gym 0.4 asks for 3.12 or newer, 0.5 and later for 3.13.14 or newer (their Requires-Python). 3.12 comes first
-# because it is what `constraints-gym.txt` pins packages for.
-_OLDEST = (3, 12)
+# What nemo-gym asks for (its Requires-Python), by the version from which it does.
+_OLDEST = {(0, 5): (3, 13, 14), (0, 0): (3, 12, 0)}
 
 
 @dataclass(frozen=True)
@@ -28,47 +28,50 @@ class Interpreter:
     path: Path
     version: tuple[int, int, int]
 
-    @property
-    def fits(self) -> bool:
-        """Whether some nemo-gym admits it."""
-        return self.version >= _OLDEST
-
     def __str__(self) -> str:
         return f"Python {'.'.join(map(str, self.version))} at {self.path}"
 
 
-def find_python(wanted: str | None, uv: Path) -> Interpreter:
-    """Returns the interpreter for Gym's environment: `wanted`, else the first 3.12, else one that newer Gyms admit.
+def oldest_python(gym: str | None) -> tuple[int, int, int]:
+    """Returns the oldest Python that a version of nemo-gym runs on; that any does, where none is named."""
+    numbers = re.findall(r"\d+", gym or "0.0")
+    return next(oldest for since, oldest in _OLDEST.items() if tuple(map(int, numbers[:2])) >= since)
+
+
+def find_python(wanted: str | None, uv: Path, gym: str | None = None) -> Interpreter:
+    """Returns the interpreter for Gym's environment.
 
     Args:
-        wanted (`str`, *optional*): Path or name on PATH, as the user gave it.
+        wanted (`str`, *optional*): Path, name on PATH, or version (`3.13`), as the user gave it. By default a 3.12,
+            which `constraints-gym.txt` pins packages for, else the newest that fits.
         uv (`Path`): The uv executable, asked for the interpreters that it knows.
+        gym (`str`, *optional*): Version of nemo-gym that it has to run; any by default.
 
     Raises:
         UserError: `wanted` is no interpreter, or none that Gym runs on.
         RunError: Nothing fits on this machine.
     """
-    if wanted is not None:
+    oldest, name = oldest_python(gym), f"nemo-gym {gym}" if gym else "NeMo Gym"
+    needs = f"{'.'.join(map(str, oldest)).removesuffix('.0')} or newer"
+    asked = wanted if wanted and re.fullmatch(r"\d+(\.\d+){1,2}", wanted) else None
+    if wanted is not None and asked is None:
         found = _ask(Path(shutil.which(wanted) or wanted))
         if found is None:
             raise UserError(f"--python {wanted} is not a Python interpreter that runs", remedy="give its path")
-        if not found.fits:
-            raise UserError(f"NeMo Gym does not run on {found}", remedy="give a Python 3.12 or newer")
+        if found.version < oldest:
+            raise UserError(f"{name} does not run on {found}", remedy=f"give a Python {needs}")
         return found
-    seen: list[Interpreter] = []
-    for path in _candidates(uv):
-        found = _ask(path)
-        if found is not None and found.version[:2] == (3, 12):
-            return found
-        if found is not None:
-            seen.append(found)
-    fitting = [i for i in seen if i.fits]
+    numbers = tuple(map(int, asked.split("."))) if asked else ()
+    seen = [found for path in _candidates(uv) if (found := _ask(path))]
+    fitting = [i for i in seen if i.version >= oldest and i.version[: len(numbers)] == numbers]
     if fitting:
-        return max(fitting, key=lambda i: i.version)
-    known = sorted({".".join(map(str, i.version)) for i in seen})
+        return max(fitting, key=lambda i: (i.version[:2] == (3, 12), i.version))
+    known = ", ".join(sorted({".".join(map(str, i.version)) for i in seen})) or "none"
+    install = asked or ".".join(map(str, oldest[:2]))
     raise RunError(
-        f"no Python that NeMo Gym runs on (3.12 or newer); found: {', '.join(known) or 'none'}",
-        remedy="install one, for example 'uv python install 3.12' or 'pyenv install 3.12', or give --python PATH",
+        f"no Python{f' {asked}' if asked else ''} that {name} runs on ({needs}) on PATH, in pyenv or in uv; "
+        f"found: {known}",
+        remedy=f"'uv python install {install}' or 'pyenv install {install}', or give --python PATH",
     )
 
 

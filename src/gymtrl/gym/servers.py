@@ -8,21 +8,40 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
+import psutil
 import yaml
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.gym.install import GymInstallation, uv_executable
 from gymtrl.processes import Supervised
+from gymtrl.text import plain
 
-_START_SECONDS = 300.0
+_START_SECONDS = 600.0  # Ray and the servers, all at once on a busy machine
 _STOP_SECONDS = 30.0
+_RESTARTS = 3
+_LOGS = "servers"  # below the folder in which Gym runs
+
+
+class GymDied(RunError):
+    """A server of a Gym that we started has ended, and with it the rollouts under way.
+
+    Args:
+        what (`str`): What ended.
+        log (`Path`): Its log, whose end the message shows.
+    """
+
+    def __init__(self, what: str, log: Path) -> None:
+        super().__init__(f"{what}; the end of {log}:\n{_tail(log)}", remedy="see the log")
+        self.what = what
 
 
 class ServerInstance(msgspec.Struct, frozen=True):
@@ -32,11 +51,28 @@ class ServerInstance(msgspec.Struct, frozen=True):
         process_name (`str`): Its name in Gym's configuration; an agent's name is what task rows refer to.
         server_type (`str`): `resources_servers`, `responses_api_agents`, `responses_api_models` and so on.
         url (`str`, *optional*): Where it answers.
+        pid (`int`, *optional*): Its process.
     """
 
     process_name: str
     server_type: str
     url: str | None = None
+    pid: int | None = None
+
+
+@dataclass(frozen=True)
+class OwnGym:
+    """What a Gym that we started has beside its servers.
+
+    Attributes:
+        command (`Path`): Its `gym` command.
+        folder (`Path`): Where it runs, and where its commands find its configuration.
+        environment (`Mapping[str, str]`): Environment variables of its commands.
+    """
+
+    command: Path
+    folder: Path
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -46,12 +82,14 @@ class RunningGym:
     Attributes:
         head (`str`): URL of its head server.
         servers (`tuple[ServerInstance, ...]`): Its servers.
-        check (`Callable[[], None]`): Raises `RunError` when what we started has ended; does nothing for others' Gyms.
+        check (`Callable[[], None]`): Raises `GymDied` when a server of ours has ended; does nothing for others' Gyms.
+        own (`OwnGym`, *optional*): What we started; `None` for others' Gyms.
     """
 
     head: str
     servers: tuple[ServerInstance, ...]
     check: Callable[[], None] = lambda: None
+    own: OwnGym | None = None
 
     def agent_url(self, name: str) -> str:
         """Returns the URL of an agent.
@@ -80,53 +118,152 @@ def find_running(head: str) -> RunningGym | None:
 def running_gym(
     installation: GymInstallation,
     *,
-    server: str,
+    servers: Sequence[str],
     policy_url: str,
     policy_name: str,
     folder: Path,
-    tick: Callable[[float], None] = lambda seconds: None,
+    tick: Callable[[str, float], None] = lambda doing, seconds: None,
 ) -> Iterator[Callable[[], RunningGym]]:
-    """Starts Gym with one resources server, its agent and the policy's model server, and stops it at the end.
+    """Starts Gym with its resources servers, their agents and the policy's model server, and stops it at the end.
 
-    Yields a function that waits until everything answers, so that other things can start meanwhile. The endpoint behind
+    Yields a function that waits until everything answers, so that other things can start meanwhile. Called again it
+    returns the same Gym, or one started anew where a server has ended since, three times at most. The endpoint behind
     `policy_url` may come up later and be replaced while Gym runs.
 
     Args:
         installation (`GymInstallation`): The Gym to run.
-        server (`str`): Resources server, by its name in Gym.
+        servers (`Sequence[str]`): Resources servers, each by its name in Gym, or `name/flavor` for another of its
+            configurations.
         policy_url (`str`): OpenAI-compatible base URL of the policy, such as `http://127.0.0.1:8000/v1`.
         policy_name (`str`): Model name that Gym sends there.
-        folder (`Path`): Receives Gym's configuration and log.
-        tick (`Callable[[float], None]`, *optional*): Called while waiting with the seconds passed.
+        folder (`Path`): Receives Gym's configuration and log, and a log of each server in `servers/`.
+        tick (`Callable[[str, float], None]`, *optional*): Called while waiting, with what for and the seconds passed.
 
     Raises:
+        UserError: Gym has no such server.
         RunError: From the function: the servers ended, or were not ready in time; the message ends with their log.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    head_port = free_port()
-    environment = {
+    command = [str(installation.gym), "env", "start"]
+    for server in servers:
+        command += ["--config", str(_configuration(installation, server))]
+    # The training kind records token ids and log-probabilities of what the policy generated.
+    command += ["--model-type", "vllm_model/vllm_model_for_training"]
+    command += ["+policy_model.responses_api_models.vllm_model.uses_reasoning_parser=false"]
+    settings = {
         "policy_base_url": policy_url,
         "policy_api_key": "none",
         "policy_model_name": policy_name,
         "skip_venv_if_present": True,
         "uv_venv_dir": str(installation.venv_links),
-        "head_server": {"host": "127.0.0.1", "port": head_port},
+        # Relative: Gym puts it into a command line as it is.
+        "nemo_gym_log_dir": _LOGS,
     }
-    (folder / "env.yaml").write_text(yaml.safe_dump(environment))
-    log = folder / "gym.log"
-    log.unlink(missing_ok=True)
-    command = [str(installation.gym), "env", "start", "--resources-server", server]
-    # The training kind records token ids and log-probabilities of what the policy generated.
-    command += ["--model-type", "vllm_model/vllm_model_for_training"]
-    command += ["+policy_model.responses_api_models.vllm_model.uses_reasoning_parser=false"]
-    with Supervised(command, log=log, env=_environment(installation), cwd=folder, grace=_STOP_SECONDS) as process:
+    (folder / _LOGS).mkdir(parents=True, exist_ok=True)
+    for log in (folder / "gym.log", *(folder / _LOGS).glob("*.log")):
+        log.unlink(missing_ok=True)
+    started = _StartedGym(OwnGym(installation.gym, folder, _environment(installation)), command, settings, tick)
+    started.start()
+    try:
+        yield started.ready
+    finally:
+        started.stop()
 
-        def check() -> None:
-            if process.exit_code() is not None:
-                raise RunError(f"Gym's servers ended; the end of {log}:\n{process.tail()}", remedy="see the log")
 
-        head = f"http://127.0.0.1:{head_port}"
-        yield lambda: RunningGym(head, _wait_until_ready(head, check, tick, log), check)
+class _StartedGym:
+    """Gym as a child process: awaited, watched, started again."""
+
+    def __init__(
+        self, own: OwnGym, command: Sequence[str], settings: dict[str, Any], tick: Callable[[str, float], None]
+    ) -> None:
+        self._own, self._command, self._settings, self._tick = own, command, settings, tick
+        self._process: Supervised | None = None
+        self._running: RunningGym | None = None
+        self._restarts = 0
+        self._doing = "starting Gym, seconds"
+
+    def start(self) -> None:
+        """Starts the servers on ports that are free now."""
+        own, port = self._own, free_port()
+        settings = self._settings | {"head_server": {"host": "127.0.0.1", "port": port}}
+        (own.folder / "env.yaml").write_text(yaml.safe_dump(settings))
+        self._head = f"http://127.0.0.1:{port}"
+        log = own.folder / "gym.log"
+        self._process = Supervised(self._command, log=log, env=own.environment, cwd=own.folder, grace=_STOP_SECONDS)
+
+    def stop(self) -> None:
+        """Ends all that was started."""
+        if self._process is not None:
+            self._process.stop()
+        self._process = self._running = None
+
+    def ready(self) -> RunningGym:
+        """Waits until everything answers; starts everything again where a server has ended."""
+        while True:
+            try:
+                if self._running is None:
+                    self._wait()
+                assert self._running is not None
+                self._running.check()
+                return self._running
+            except GymDied as error:
+                # What never ran is not mended by trying again.
+                if self._running is None and not self._restarts:
+                    raise
+                if self._restarts == _RESTARTS:
+                    told = f"Gym was started again {_RESTARTS} times, and ended each time: {error.message}"
+                    raise RunError(told, remedy=error.remedy) from None
+                self._restarts += 1
+                self._doing = f"starting Gym again ({error.what}), seconds"
+                self._tick(self._doing, 0.0)
+                self.stop()
+                self.start()
+
+    def _wait(self) -> None:
+        start = time.monotonic()
+        while (passed := time.monotonic() - start) < _START_SECONDS:
+            found = find_running(self._head)
+            servers = found.servers if found else ()
+            self._check(servers)
+            self._tick(self._doing, passed)
+            if servers and all(_answers(s.url) for s in servers):
+                self._running = RunningGym(self._head, servers, partial(self._check, servers), self._own)
+                return
+            time.sleep(0.5)
+        raise RunError(f"Gym's servers were not ready after {_START_SECONDS:.0f} s", remedy=f"see {self._own.folder}")
+
+    def _check(self, servers: Sequence[ServerInstance]) -> None:
+        """Gym itself looks after its servers once a minute; this sees at once that one has ended."""
+        ended = [s.process_name for s in servers if s.pid is not None and _has_ended(s.pid)]
+        log = self._own.folder / _LOGS / f"{ended[0]}.log" if ended else self._own.folder / "gym.log"
+        if ended or self._process is None or self._process.exit_code() is not None:
+            raise GymDied(f"{', '.join(ended)} of Gym ended" if ended else "Gym's servers ended", log)
+
+
+def _configuration(installation: GymInstallation, server: str) -> Path:
+    """The configuration file of a resources server, from the folder where Gym keeps it."""
+    name, _, flavor = server.partition("/")
+    folder = installation.site_packages / "resources_servers" / name / "configs"
+    path = folder / f"{flavor or name}.yaml"
+    if path.parent != folder or not path.is_file():
+        known = ", ".join(f"{name}/{p.stem}" for p in sorted(folder.glob("*.yaml")))
+        remedy = f"known: {known}" if known else "see the folders of Gym's resources_servers"
+        raise UserError(f"this Gym has no configuration for '{server}'", remedy=remedy)
+    return path
+
+
+def _tail(log: Path, lines: int = 20) -> str:
+    """The last lines of a log; what servers print may come from rollouts."""
+    try:
+        return plain("\n".join(log.read_text(errors="replace").splitlines()[-lines:]))
+    except OSError:
+        return ""
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def free_port() -> int:
@@ -162,20 +299,6 @@ def _environment(installation: GymInstallation) -> dict[str, str]:
         # A proxy must not stand between servers on one machine.
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
     }
-
-
-def _wait_until_ready(
-    head: str, check: Callable[[], None], tick: Callable[[float], None], log: Path
-) -> tuple[ServerInstance, ...]:
-    start = time.monotonic()
-    while (passed := time.monotonic() - start) < _START_SECONDS:
-        check()
-        tick(passed)
-        found = find_running(head)
-        if found and found.servers and all(_answers(s.url) for s in found.servers):
-            return found.servers
-        time.sleep(0.5)
-    raise RunError(f"Gym's servers were not ready after {_START_SECONDS:.0f} s", remedy=f"see {log}")
 
 
 def _answers(url: str | None) -> bool:

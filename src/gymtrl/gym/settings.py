@@ -17,13 +17,18 @@ class GymSetupSettings(BaseModel, extra="forbid"):
     )
     python: str | None = Field(
         default=None,
-        description="Interpreter for Gym's environment; searched for on PATH, in pyenv and in uv if not given.",
+        description="Interpreter for Gym's environment, or its version; searched for on PATH, in pyenv and in uv.",
         json_schema_extra={"source": "Gym needs another Python than gymtrl may run in"},
     )
     version: str | None = Field(
         default=None,
         description="nemo-gym version; the newest that the interpreter admits if not given.",
         json_schema_extra={"source": "ours: the newest that fits"},
+    )
+    ignore_requires_python: bool = Field(
+        default=False,
+        description="Install on an older Python than this nemo-gym asks for.",
+        json_schema_extra={"source": "pip; its makers do not support that"},
     )
     home: Path | None = Field(
         default=None,
@@ -71,6 +76,12 @@ class CollectSettings(BaseModel, extra="forbid"):
         gt=0,
         description="Seconds after which one attempt at a rollout counts as failed.",
         json_schema_extra={"source": "ours: ten minutes, long for one rollout", "changes_result": False},
+    )
+    attempts: int = Field(
+        default=3,
+        ge=1,
+        description="Times that a rollout is asked for before it counts as failed; failed ones are never scored.",
+        json_schema_extra={"source": "Gym: NEMO_GYM_MAX_ROLLOUT_ATTEMPTS", "changes_result": False},
     )
     agent: str | None = Field(
         default=None,

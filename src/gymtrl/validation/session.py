@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gymtrl.errors import UserError
-from gymtrl.gym.collect import Collection, Row, collect, finished
+from gymtrl.gym.agents import Row
+from gymtrl.gym.collect import Collection, collect, finished
 from gymtrl.gym.install import require_installation
 from gymtrl.gym.servers import RunningGym, find_running, free_port, running_gym
 from gymtrl.gym.settings import CollectSettings
@@ -27,14 +28,14 @@ class GymSession:
     """A Gym that stays up while the policy behind it changes.
 
     Attributes:
-        server (`str`): Gym's resources server.
+        servers (`tuple[str, ...]`): Gym's resources servers.
         port (`int`): Port on which the policy is served.
         endpoint_name (`str`): Model name that the endpoint answers to.
         folder (`Path`): Receives logs.
         progress (`Progress`): Told about waiting and collecting.
     """
 
-    server: str
+    servers: tuple[str, ...]
     port: int
     folder: Path
     gym_home: Path | None = None
@@ -62,7 +63,7 @@ class GymSession:
             tick=lambda seconds: self.progress("loading the model, seconds", int(seconds), 0),
         ) as endpoint:
             return collect(
-                gym(),
+                gym,
                 tasks,
                 out,
                 settings,
@@ -80,12 +81,12 @@ class GymSession:
         if self._gym is None:
             self._gym = self._stack.enter_context(
                 running_gym(
-                    require_installation(self.gym_home, self.server),
-                    server=self.server,
+                    require_installation(self.gym_home, self.servers),
+                    servers=self.servers,
                     policy_url=f"http://127.0.0.1:{self.port}/v1",
                     policy_name=self.endpoint_name,
                     folder=self.folder,
-                    tick=lambda seconds: self.progress("starting Gym, seconds", int(seconds), 0),
+                    tick=lambda doing, seconds: self.progress(doing, int(seconds), 0),
                 )
             )
         return self._gym
@@ -93,7 +94,7 @@ class GymSession:
 
 @contextmanager
 def gym_session(
-    server: str,
+    servers: str | Sequence[str],
     folder: Path,
     *,
     gym_home: Path | None = None,
@@ -105,7 +106,7 @@ def gym_session(
     """Opens a session; at its end everything that it started is stopped.
 
     Args:
-        server (`str`): Gym's resources server.
+        servers (`str` or `Sequence[str]`): Gym's resources servers; tasks choose among them by their agents.
         folder (`Path`): Receives logs and Gym's configuration.
         gym_home (`Path`, *optional*): Where Gym is installed.
         head (`str`, *optional*): URL of a running Gym's head server, used instead of an own one.
@@ -116,12 +117,13 @@ def gym_session(
     Raises:
         UserError: Gym is not installed and none runs, or a running one is named without the endpoint's port.
     """
+    servers = (servers,) if isinstance(servers, str) else tuple(servers)
     if head is None:
-        require_installation(gym_home, server)
+        require_installation(gym_home, servers)
     elif port is None:
         raise UserError(
             "a running Gym asks the policy at an address of its own",
             remedy="give --endpoint-port (of its policy_base_url) and --endpoint-name (its policy_model_name)",
         )
     with ExitStack() as stack:
-        yield GymSession(server, port or free_port(), folder, gym_home, head, endpoint_name, progress, stack)
+        yield GymSession(servers, port or free_port(), folder, gym_home, head, endpoint_name, progress, stack)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.gym.settings import CollectSettings
+from gymtrl.workspace.settings import one_or_more
 
 
 class ValidateSettings(CollectSettings, CompareSettings):
@@ -32,9 +34,10 @@ class ValidateSettings(CollectSettings, CompareSettings):
         description="Stop where a task to validate on, or one of its cluster, was trained on.",
         json_schema_extra={"source": "ours: a gain on what was trained on shows nothing"},
     )
-    server: str = Field(
-        default="reasoning_gym",
-        description="Gym's resources server.",
+    server: list[str] = Field(
+        default=["reasoning_gym"],
+        min_length=1,
+        description="Gym's resources server; may be repeated: each task names its agent.",
         json_schema_extra={"source": "the one that 'gym setup' installs"},
     )
     head: str | None = Field(
@@ -59,3 +62,8 @@ class ValidateSettings(CollectSettings, CompareSettings):
         description="Where 'gym setup' installed Gym, if not in its usual place.",
         json_schema_extra={"source": "where 'gym setup' installs"},
     )
+
+    @field_validator("server", mode="before", json_schema_input_type=list[str] | str)
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return one_or_more(value)
