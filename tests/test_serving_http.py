@@ -396,6 +396,7 @@ def test_stops_fast_with_requests_running(model: Path, sent: signal.Signals) -> 
 
 
 def test_start_failures(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with socket.socket() as taken:
@@ -405,8 +406,8 @@ def test_start_failures(model: Path, tmp_path: Path) -> None:
         cases = [
             (command(model, "--port", port), 3, "another one"),
             (command(tmp_path / "absent"), 2, "checkpoint"),
-            (command(tmp_path), 2, "config.json"),
-            (command(tmp_path / "adapter"), 2, "merge"),
+            (command(tmp_path / "empty"), 2, "config.json"),
+            (command(tmp_path / "adapter"), 2, "name it with --model"),
             (command(model, "--max-batch", "0"), 2, "at least 1"),
             (command(model, "--port", "65536"), 2, "65535"),
             (command(model, "--port", "-1"), 2, "65535"),
