@@ -28,6 +28,7 @@ VERBS = [
     "format reward",
     "train sft",
     "doctor",
+    "serve",
     "validate",
     "compare",
     "init",

@@ -11,7 +11,22 @@ import typer
 from typer.core import TyperGroup
 
 from gymtrl import __version__
-from gymtrl.cli import compare, demo, doctor, export, filter, format, gym, inspect, model, plan, recipe, train, validate
+from gymtrl.cli import (
+    compare,
+    demo,
+    doctor,
+    export,
+    filter,
+    format,
+    gym,
+    inspect,
+    model,
+    plan,
+    recipe,
+    serve,
+    train,
+    validate,
+)
 from gymtrl.errors import GymtrlError, RunError
 from gymtrl.text import plain
 
@@ -23,6 +38,7 @@ VERBS = (
     "plan",
     "train",
     "doctor",
+    "serve",
     "validate",
     "compare",
     "init",
@@ -77,6 +93,7 @@ export.register(app)
 plan.register(app)
 train.register(app)
 doctor.register(app)
+serve.register(app)
 validate.register(app)
 compare.register(app)
 recipe.register(app)

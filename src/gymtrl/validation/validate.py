@@ -11,26 +11,44 @@ from gymtrl.comparison.compare import Comparison, compare_files
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
+from gymtrl.serving.hosted import Hosted
 from gymtrl.validation.session import GymSession, Progress, gym_session, silent
 from gymtrl.validation.settings import ValidateSettings
 from gymtrl.workspace.artefact import Draft, artefact
 
 
 def model_folder(path: Path) -> Path:
-    """Returns the folder that transformers loads: `path` itself, or the merged model of a training run.
+    """Returns the folder that is served: `path` itself, or the merged model or the adapter of a training run.
 
     Raises:
-        UserError: Neither is there.
+        UserError: None of them is there.
     """
-    for folder in (path / "model", path):
-        if (folder / "config.json").is_file():
+    for folder in (path / "model", path, path / "adapter"):
+        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return folder
-    remedy = "give a model folder, or the folder that 'gymtrl train' wrote"
+    remedy = "give a model folder, an adapter folder, or the folder that 'gymtrl train' wrote"
     raise UserError(f"{path} {'holds no model' if path.exists() else 'does not exist'}", remedy=remedy)
 
 
-def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
-    """Returns what a validation reads: the checkpoint's model, the baseline's model or rollouts, the tasks.
+def candidate(checkpoint: Path | None, settings: ValidateSettings) -> Path | Hosted:
+    """Returns what is validated: a folder that is served, or a model at an endpoint that runs already.
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
+    if settings.endpoint is None:
+        if checkpoint is None:
+            raise UserError("nothing to validate", remedy="give a checkpoint, or --endpoint and --endpoint-model")
+        return model_folder(checkpoint)
+    if checkpoint is not None:
+        raise UserError("a checkpoint and --endpoint are two candidates", remedy="leave one of them out")
+    if settings.endpoint_model is None:
+        raise UserError("--endpoint does not say which model", remedy="name it with --endpoint-model")
+    return Hosted(settings.endpoint, settings.endpoint_model)
+
+
+def validate_inputs(checkpoint: Path | None, settings: ValidateSettings) -> list[Path]:
+    """Returns what a validation reads: the checkpoint's model if any, the baseline's model or rollouts, the tasks.
 
     Raises:
         UserError: One of them is missing.
@@ -40,8 +58,9 @@ def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
         raise UserError("no tasks to validate on", remedy=remedy)
     if not settings.tasks.is_file():
         raise UserError(f"{settings.tasks} does not exist", remedy="give a JSONL file of Gym tasks with --tasks")
-    baseline = Path(settings.baseline)
-    return [model_folder(checkpoint), baseline if baseline.is_file() else model_folder(baseline), settings.tasks]
+    baseline, after = Path(settings.baseline), candidate(checkpoint, settings)
+    before = baseline if baseline.is_file() else model_folder(baseline)
+    return [*([after] if isinstance(after, Path) else []), before, settings.tasks]
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -64,7 +83,7 @@ def compare_rollouts(before: Path, after: Path, settings: CompareSettings, *, ou
 
 
 def validate(
-    checkpoint: Path,
+    checkpoint: Path | None,
     out: Path,
     settings: ValidateSettings,
     *,
@@ -77,7 +96,8 @@ def validate(
     validation goes on where it stopped.
 
     Args:
-        checkpoint (`Path`): Model folder, or what `train` wrote.
+        checkpoint (`Path`, *optional*): Model folder, adapter folder, or what `train` wrote; `None` where the settings
+            name an endpoint.
         out (`Path`): Folder to write.
         settings (`ValidateSettings`): Tasks, baseline, sampling.
         session (`GymSession`, *optional*): A running session to use; else one is opened and closed.
@@ -87,7 +107,8 @@ def validate(
         UserError: Bad input. RunError: Gym or the endpoint failed.
     """
     inputs = validate_inputs(checkpoint, settings)
-    after_model, before, task_file = inputs
+    after_model = candidate(checkpoint, settings)
+    *_, before, task_file = inputs
     tasks = read_tasks(task_file)
     opened = artefact(out, verb="validate", settings=settings, inputs=inputs, resumable=True)
     with opened as draft, ExitStack() as stack:
@@ -106,12 +127,15 @@ def validate(
         failed_before = None
         if before.is_dir():
             before_model, before = before, draft.path / "before" / "rollouts.jsonl"
-            failed_before = session.collect(before_model, tasks, before, settings, name="before").failed
+            failed_before = session.collect(
+                before_model, tasks, before, settings, name="before", served=settings
+            ).failed
         after = draft.path / "after" / "rollouts.jsonl"
-        collected = session.collect(after_model, tasks, after, settings, name="after")
+        collected = session.collect(after_model, tasks, after, settings, name="after", served=settings)
         comparison = compare_files([before], [after], cluster=settings.cluster)
         _write_comparison(comparison, draft)
         draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
+        draft.extra |= {"served_by": session.served_by}
     return comparison
 
 
