@@ -152,6 +152,7 @@ def test_bad_rollouts(tmp_path: Path, content: str | None, status: int, message:
         (["compare", "a.jsonl", "b.jsonl"], 2, "does not exist"),
         (["format", "sft", "nowhere", "--model", "m"], 2, "does not exist"),
         (["train", "sft", "nowhere"], 2, "nowhere"),
+        (["serve", "nowhere"], 2, "is no folder"),
         (["validate", "nowhere", "--baseline", "x", "--tasks", "t"], 2, "does not exist"),
         (["filter", "x", "--cap-per-task", "0"], 2, "cap_per_task"),
         (["filter", "x", "--recipe", "none.yaml"], 2, "none.yaml"),

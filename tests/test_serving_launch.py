@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from transformers import AutoTokenizer
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.gym.servers import free_port
@@ -65,6 +67,21 @@ def test_the_light_endpoint_is_up_for_the_block(model: Path, tmp_path: Path) -> 
                 time.sleep(0.1)
     assert told == {"the light endpoint"} and not answers(port)
     assert "serving m at" in (tmp_path / "endpoint.log").read_text()
+
+
+def test_an_engine_that_broke_is_found(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gymtrl.serving.launch._HEALTH_SECONDS", 0.0)
+    broken = shutil.copytree(model, tmp_path / "broken")
+    tokenizer = AutoTokenizer.from_pretrained(broken)
+    # A token that the model has no embedding for.
+    tokenizer.add_tokens([f"more{i}" for i in range(9)])
+    tokenizer.save_pretrained(broken)
+    with serving(broken, name="m", port=free_port(), logs=tmp_path, backend="light") as endpoint:
+        endpoint.check()
+        with pytest.raises(httpx.HTTPStatusError, match="500"):
+            ask(endpoint.url, "more8")
+        with pytest.raises(RunError, match=r"can generate no more.*generation failed"):
+            endpoint.check()
 
 
 def test_what_cannot_be_served_says_why(model: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from gymtrl.serving.vllm import Vllm, find_vllm, vllm_command, vllm_environment
 
 _START_SECONDS = 900.0  # a large checkpoint on a slow disk; vLLM compiles besides
 _WARM_SECONDS = 300.0
+_HEALTH_SECONDS = 10.0  # between two questions
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Endpoint:
     Attributes:
         url (`str`): OpenAI-compatible base URL, `/v1` included.
         server (`str`): What serves it, in words.
-        check (`Callable[[], None]`): Raises `RunError` when the endpoint has ended.
+        check (`Callable[[], None]`): Raises `RunError` when the endpoint has ended or can generate no more.
     """
 
     url: str
@@ -106,7 +107,16 @@ def serving(
             tick(server, passed)
             time.sleep(0.2)
         _warm_up(url, name, log)
-        yield Endpoint(url, server, check)
+        asked = time.monotonic()
+
+        def check_health() -> None:
+            nonlocal asked
+            check()
+            if time.monotonic() - asked > _HEALTH_SECONDS:
+                asked = time.monotonic()
+                _require_health(url, log)
+
+        yield Endpoint(url, server, check_health)
 
 
 def _chosen(backend: Backend, command: Path | None) -> Vllm | None:
@@ -160,3 +170,12 @@ def _warm_up(url: str, name: str, log: Path) -> None:
     # A template may refuse this chat and take those of the tasks; that is no failure of the endpoint.
     if answer.status_code >= 500:
         raise RunError(f"the endpoint fails at its first request: {answer.text[:500]}", remedy=f"see {log}")
+
+
+def _require_health(url: str, log: Path) -> None:
+    try:
+        answer = httpx.get(f"{url.removesuffix('/v1')}/health", timeout=2.0, trust_env=False)
+    except httpx.HTTPError:
+        return  # busy; whether it runs at all is known
+    if answer.status_code >= 500:
+        raise RunError(f"the endpoint can generate no more: {answer.text[:500]}", remedy=f"see {log}")
