@@ -1,8 +1,9 @@
 """Tool calls in generated text: one reader for each way in which chat templates write them.
 
-What is read, and what is left as text, is what vLLM's parser of the same name does with a whole reply, so that a model
-behaves alike behind both. Stricter than there is what a call may hold: arguments are an object, and all of it can be
-sent on as JSON in UTF-8. No regular expressions: what `.*?` tries grows with a power of the reply's length.
+`hermes` and `llama3_json` read out of a whole reply what vLLM's parsers of these names read, and leave what they
+leave, so that a model behaves alike behind both; vLLM's `qwen3_coder` and `mistral` let some calls through that are
+cut off or have broken arguments. Everywhere arguments are an object, and a call can be sent on as JSON in UTF-8. No
+regular expressions: what `.*?` tries grows with a power of the reply's length.
 """
 
 from __future__ import annotations
@@ -128,16 +129,12 @@ def _types(name: str, tools: Tools) -> dict[str, list[str]]:
 def _types_of(schema: Any) -> list[str]:
     if not isinstance(schema, dict):
         return []
-    named = schema.get("type") or []
-    others = schema.get("anyOf")
-    return (
-        [named]
-        if isinstance(named, str)
-        else [
-            *named,
-            *(kind for other in (others if isinstance(others, list) else []) for kind in _types_of(other)),
-        ]
-    )
+    named, others = schema.get("type"), schema.get("anyOf")
+    if isinstance(named, list):
+        return named
+    if isinstance(others, list):
+        return [kind for other in others for kind in _types_of(other)]
+    return [named] if isinstance(named, str) else []
 
 
 def _value(text: str, types: Sequence[str]) -> Any:
