@@ -11,18 +11,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
-from transformers import AutoTokenizer
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.gym.servers import free_port
 from gymtrl.serving.checkpoint import Checkpoint
 from gymtrl.serving.launch import serving
 from gymtrl.serving.vllm import Vllm, find_vllm, vllm_command
-from test_serving_http import environment, make_model
+from test_serving_http import TOOLS, environment, make_model
 
 VLLM = Path(os.environ.get("GYMTRL_VLLM", Path(__file__).parent.parent / ".venv-vllm" / "bin" / "vllm"))
 """Where `make check-vllm` puts it."""
@@ -33,12 +36,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("served") / "chain")
 
 
-def ask(url: str, text: str = "w0", **fields: object) -> dict[str, object]:
+def choice(url: str, text: str = "w0", **fields: object) -> dict[str, Any]:
     body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 3, **fields}
-    answer = httpx.post(f"{url}/chat/completions", json=body, timeout=60)
+    answer = httpx.post(f"{url}/chat/completions", json=body, timeout=120)
     answer.raise_for_status()
-    choice: dict[str, object] = answer.json()["choices"][0]["message"]
-    return choice
+    found: dict[str, Any] = answer.json()["choices"][0]
+    return found
+
+
+def ask(url: str, text: str = "w0", **fields: object) -> dict[str, Any]:
+    message: dict[str, Any] = choice(url, text, **fields)["message"]
+    return message
 
 
 def answers(port: int) -> bool:
@@ -163,15 +171,29 @@ def test_the_verb_serves_until_it_is_stopped(model: Path, tmp_path: Path, sent: 
 
 
 @pytest.mark.long
-def test_vllm_serves_as_the_light_endpoint_does(smollm2_tools_dir: Path, tmp_path: Path) -> None:
+def test_vllm_answers_as_the_light_endpoint_does(smollm2_tools_dir: Path, tmp_path: Path) -> None:
     if not VLLM.exists():
         pytest.skip(f"{VLLM} is not there: make check-vllm")
-    found = {}
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(smollm2_tools_dir, dtype=torch.float32)
+    lora = LoraConfig(r=8, lora_alpha=1, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    fields = {"max_tokens": 24, "tools": TOOLS, "logprobs": True, "top_logprobs": 0, "return_tokens_as_token_ids": True}
+    found: dict[str, Any] = {}
     for backend in ("light", "vllm"):
         with serving(
-            smollm2_tools_dir, name="m", port=free_port(), logs=tmp_path / backend, backend=backend, vllm=VLLM
+            tmp_path / "adapter", name="m", port=free_port(), logs=tmp_path / backend, backend=backend, vllm=VLLM
         ) as endpoint:
             assert endpoint.server.startswith("vLLM" if backend == "vllm" else "the light")
-            fields = {"logprobs": True, "top_logprobs": 0, "return_tokens_as_token_ids": True}
-            found[backend] = ask(endpoint.url, "Name three colours.", model="m", max_tokens=24, **fields)
-    assert found["light"]["content"] == found["vllm"]["content"]
+            endpoint.check()
+            found[backend] = choice(endpoint.url, "Name three colours.", model="m", **fields)
+            chat = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "tools": TOOLS}
+            tokens = httpx.post(f"{endpoint.url.removesuffix('/v1')}/tokenize", json=chat, timeout=60).json()["tokens"]
+            found[f"{backend} prompt"] = tokens
+            if backend == "vllm":
+                found["base"] = choice(endpoint.url, "Name three colours.", model="m-base", **fields)
+    assert found["light"]["message"]["content"] == found["vllm"]["message"]["content"]
+    assert found["light prompt"] == found["vllm prompt"]
+    ours, theirs, base_ids = (found[name]["logprobs"]["content"] for name in ("light", "vllm", "base"))
+    assert [entry["token"] for entry in ours] == [entry["token"] for entry in theirs]
+    assert [entry["token"] for entry in ours] != [entry["token"] for entry in base_ids]
