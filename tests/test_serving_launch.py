@@ -24,7 +24,7 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.gym.servers import free_port
 from gymtrl.serving.checkpoint import Checkpoint
 from gymtrl.serving.launch import serving
-from gymtrl.serving.vllm import Vllm, find_vllm, vllm_command
+from gymtrl.serving.vllm import Vllm, find_vllm, vllm_command, vllm_environment
 from test_serving_http import TOOLS, environment, make_model
 
 VLLM = Path(os.environ.get("GYMTRL_VLLM", Path(__file__).parent.parent / ".venv-vllm" / "bin" / "vllm"))
@@ -148,6 +148,16 @@ def test_the_command_for_vllm(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{}")
     own = vllm_command(cpu, Checkpoint("org/m", tmp_path), name="n", port=81, max_batch=7, parser=None)
     assert f"--tokenizer {tmp_path}" in " ".join(own)
+
+
+def test_the_environment_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/ours")
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    gpu, cpu = (Vllm(Path("/v/vllm"), "0.32.0", build) for build in (False, True))
+    assert not {"PYTHONPATH", "VLLM_CPU_KVCACHE_SPACE"} & vllm_environment(gpu).keys()
+    assert vllm_environment(cpu)["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert vllm_environment(cpu)["VLLM_CPU_KVCACHE_SPACE"] == "1"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -88,7 +88,7 @@ def serving(
         server = f"vLLM {found.version}".strip() + (" for CPUs" if found.cpu else "")
         parser = _tool_parser(checkpoint)
         command = vllm_command(found, checkpoint, name=name, port=port, max_batch=max_batch, parser=parser)
-        environment = vllm_environment()
+        environment = vllm_environment(found)
     url = f"http://127.0.0.1:{port}/v1"
     with Supervised(command, log=log, env=environment, grace=5.0 if found is None else 20.0) as process:
 

