@@ -3,7 +3,7 @@
 # make test-long      what takes minutes: TRL's trainers on every dataset, the job killed at every stage
 # make conformance    every rollout that NeMo Gym ships: verdicts, and that nothing is lost (GYMTRL_GYM_FILES=... adds a folder)
 # make fuzz           100,000 shipped rows with broken bytes (GYMTRL_FUZZ=... says how many)
-# make benchmark      speed of the endpoint against plain generate
+# make benchmark      speed of the light endpoint against plain generate (VLLM=... names a vLLM to measure beside)
 # make benchmark-read speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
 # make benchmark-format speed of making token ids and masks against plain scripts and TRL (needs Gym: gymtrl gym setup)
 # make benchmark-compare comparing two collections against a plain script
@@ -56,7 +56,7 @@ fuzz: setup
 
 benchmark: setup
 	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)
-	$(BIN)/python benchmarks/serving.py $(SMALL_MODEL)
+	$(BIN)/python benchmarks/serve.py $(SMALL_MODEL) $(if $(VLLM),--vllm $(VLLM))
 
 benchmark-read: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

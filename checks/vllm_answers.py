@@ -33,9 +33,9 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gymtrl.gym.servers import free_port
+from gymtrl.models.adapter import vllm_rank
 from gymtrl.processes import Supervised
 from gymtrl.text import plain
-from gymtrl.training.export import vllm_rank
 
 ROLLOUTS = Path(__file__).parents[1] / "tests" / "data" / "reasoning-gym-8x.jsonl"
 LEARNING_RATE = {"full": 2e-4, "lora": 5e-3}

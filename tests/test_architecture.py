@@ -15,7 +15,7 @@ ALLOWED = {
     "rollouts": set(),
     "workspace": {"rollouts"},
     "models": set(),
-    "serving": set(),
+    "serving": {"models"},
     "gym": set(),
     "selection": {"rollouts", "workspace"},
     "comparison": {"rollouts"},

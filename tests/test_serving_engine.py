@@ -51,13 +51,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w1", unk_token="w0")
 
 
-def tiny_model() -> LlamaForCausalLM:
+def tiny_model(hidden_size: int = 48, num_hidden_layers: int = 3) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97,
-        hidden_size=48,
+        hidden_size=hidden_size,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=num_hidden_layers,
         num_attention_heads=6,
         num_key_value_heads=2,
         max_position_embeddings=512,

@@ -30,17 +30,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.serving.app import MAX_BODY_BYTES
-from gymtrl.serving.chat import ToolCall, parse_tool_calls, prompt_ids
+from gymtrl.serving.chat import prompt_ids
 from gymtrl.serving.server import _listening
 
 CALL = '<tool_call>{"name":"add","arguments":{"a":1}}</tool_call>'
 BROKEN = '<tool_call>{"name":</tool_call>'
-WORDS = ["<unk>", "<end>", *(f"w{i}" for i in range(50)), "call", CALL, "break", BROKEN, "T:add", "<use:add>"]
+SHOWN = '<tool_call>{"name":"add","arguments":{}}</tool_call>'
+WORDS = ["<unk>", "<end>", *(f"w{i}" for i in range(50)), "call", CALL, "break", BROKEN, "T:add", SHOWN]
 WORDS += ["<note>", "noted"]
 TEMPLATE = (
     "{% for tool in tools or [] %}T:{{ tool.function.name }} {% endfor %}"
     "{% for m in messages if m.role != 'developer' %}{{ m.content }} "
-    "{% for c in m.tool_calls or [] %}<use:{{ c.function.name }}> {% endfor %}{% endfor %}"
+    '{% for c in m.tool_calls or [] %}<tool_call>{"name":"{{ c.function.name }}","arguments":'
+    "{{ c.function.arguments | tojson }}}</tool_call> {% endfor %}{% endfor %}"
 )
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 
@@ -179,44 +181,6 @@ def test_tool_calls(client: httpx.Client) -> None:
         assert message == {"role": "assistant", "content": CALL}
     broken = ask(client, "break", tools=TOOLS, max_tokens=9).json()["choices"][0]
     assert (broken["message"]["content"], broken["finish_reason"]) == (BROKEN, "stop")
-
-
-def test_parse_tool_calls() -> None:
-    text = 'Two:\n<tool_call>\n{"name": "a", "arguments": {"é": 1}}\n</tool_call>\n<tool_call>{"name": "b"}</tool_call>'
-    assert parse_tool_calls(text) == ("Two:", [ToolCall("a", '{"é": 1}'), ToolCall("b", "{}")])
-    for other in (
-        "plain ",
-        '<tool_call>{"name": "a"}',
-        "<tool_call>[1]</tool_call>",
-        '<tool_call>{"name": 1}</tool_call>',
-    ):
-        assert parse_tool_calls(other) == (other, [])
-    mixed = parse_tool_calls('<tool_call>{"name": "a"}</tool_call><tool_call>no</tool_call>')
-    assert mixed == ("<tool_call>no</tool_call>", [ToolCall("a", "{}")])
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        '{"a": "\\ud800"}',
-        '{"a": NaN}',
-        '{"a": 1e999}',
-        '{"a": -Infinity}',
-        '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}",
-    ],
-    ids=["surrogate", "nan", "overflow", "infinity", "depth"],
-)
-def test_calls_that_cannot_be_sent_on_stay_text(arguments: str) -> None:
-    text = f'<tool_call>{{"name": "a", "arguments": {arguments}}}</tool_call>'
-    assert parse_tool_calls(text) == (text, [])
-    assert parse_tool_calls('<tool_call>{"name": "\\udfff"}</tool_call>')[1] == []
-
-
-def test_unclosed_tool_calls_are_read_in_linear_time() -> None:
-    start = time.perf_counter()
-    for text in ("<tool_call>" + " " * 4000, "<tool_call> \n" * 4000):
-        assert parse_tool_calls(text) == (text, [])
-    assert time.perf_counter() - start < 1
 
 
 def test_stop_text_is_cut_off(client: httpx.Client) -> None:
@@ -432,6 +396,7 @@ def test_stops_fast_with_requests_running(model: Path, sent: signal.Signals) -> 
 
 
 def test_start_failures(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with socket.socket() as taken:
@@ -441,8 +406,8 @@ def test_start_failures(model: Path, tmp_path: Path) -> None:
         cases = [
             (command(model, "--port", port), 3, "another one"),
             (command(tmp_path / "absent"), 2, "checkpoint"),
-            (command(tmp_path), 2, "config.json"),
-            (command(tmp_path / "adapter"), 2, "merge"),
+            (command(tmp_path / "empty"), 2, "config.json"),
+            (command(tmp_path / "adapter"), 2, "name it with --model"),
             (command(model, "--max-batch", "0"), 2, "at least 1"),
             (command(model, "--port", "65536"), 2, "65535"),
             (command(model, "--port", "-1"), 2, "65535"),

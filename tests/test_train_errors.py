@@ -27,8 +27,8 @@ from gymtrl import (
     format_sft,
     train,
 )
+from gymtrl.models.adapter import require_own_adapter
 from gymtrl.models.fingerprint import load_config, tokenizer_bytes
-from gymtrl.training.base import require_own_adapter
 from gymtrl.training.memory import model_shape
 from gymtrl.training.settings import TrainSettings
 from gymtrl.training.space import SPARE_BYTES, room_needed, sizes_of

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from gymtrl import FormatSftSettings, RunError, TrainSftSettings, format_sft, train
+from gymtrl.models.adapter import require_own_adapter, vllm_rank
 from gymtrl.models.fingerprint import load_config
-from gymtrl.training.base import require_own_adapter
-from gymtrl.training.export import export_model, vllm_rank
+from gymtrl.training.export import export_model
 from tiny import filtered, sums
 from tiny_vision import tiny_qwen3_5
 

@@ -24,6 +24,7 @@ from gymtrl.cli import (
     plan,
     power,
     recipe,
+    serve,
     train,
     validate,
 )
@@ -38,6 +39,7 @@ VERBS = (
     "plan",
     "train",
     "doctor",
+    "serve",
     "validate",
     "compare",
     "power",
@@ -93,6 +95,7 @@ export.register(app)
 plan.register(app)
 train.register(app)
 doctor.register(app)
+serve.register(app)
 validate.register(app)
 compare.register(app)
 power.register(app)

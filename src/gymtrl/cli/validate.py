@@ -19,7 +19,10 @@ def register(app: typer.Typer) -> None:
 
 @stage_options(ValidateSettings, "validate")
 def validate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that 'train' wrote, or a model folder.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(help="Folder that 'train' wrote, a model or an adapter folder; none with --endpoint."),
+    ] = None,
     out: Out = None,
     *,
     stage: Stage,
@@ -32,13 +35,14 @@ def validate(
     from gymtrl.validation.validate import validate as run
     from gymtrl.workspace.stage import once
 
-    folder = out or default_out([checkpoint], "validation")
+    inputs = validate_inputs(checkpoint, stage.settings)
+    folder = out or default_out([checkpoint or inputs[-1]], "validation")
     with watch() as progress:
         once(
             folder,
             verb="validate",
             settings=stage.settings,
-            inputs=validate_inputs(checkpoint, stage.settings),
+            inputs=inputs,
             work=lambda: run(checkpoint, folder, stage.settings, progress=progress),
         )
     comparison = read_comparison(folder)

@@ -20,7 +20,8 @@ def main() -> int:
         prog="python -m gymtrl.serving",
         description="Serve a transformers checkpoint at /v1/chat/completions, for machines without vLLM.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the checkpoint")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a checkpoint, an adapter or a run")
+    parser.add_argument("--model", dest="base", help="the model of an adapter (default: the one that it names)")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 picks a free one (default: 0)")
     parser.add_argument("--served-name", help="name of the model in requests (default: the folder's name)")
     parser.add_argument(
@@ -43,6 +44,7 @@ def main() -> int:
     try:
         serve(
             options.model,
+            model=options.base,
             port=options.port,
             served_name=options.served_name,
             max_batch=options.max_batch,

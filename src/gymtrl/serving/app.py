@@ -15,11 +15,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gymtrl.errors import GymtrlError, RunError, UserError
-from gymtrl.serving.chat import parse_tool_calls, prompt_ids
+from gymtrl.serving.chat import call_family, prompt_ids
 from gymtrl.serving.engine import Engine, decode
 from gymtrl.serving.request import GenerationRequest, GenerationResult
 from gymtrl.serving.sampling import Sampling
 from gymtrl.serving.schema import BadRequest, ChatMessage, ChatRequest, TokenizeRequest, Tool, parse
+from gymtrl.serving.tool_calls import Family, read_calls
 
 MAX_BODY_BYTES = 16 * 2**20
 """Larger request bodies are refused: no context holds so much text."""
@@ -38,17 +39,24 @@ def create_app(engine: Engine, served_name: str) -> Starlette:
         body above `MAX_BODY_BYTES`, 500 when generation broke, 503 when the server is stopping.
     """
     created = int(time.time())
+    family = call_family(engine.tokenizer)
 
     async def chat_completions(request: Request) -> Response:
         asked = parse(ChatRequest, await _body(request))
         _check_model(asked.model, served_name)
         prompt = _prompt(engine, asked.messages, asked.tools, asked.chat_template_kwargs)
+        if asked.may_call and family is None:
+            raise BadRequest(
+                "the model's chat template writes tool calls in a way that this server cannot read",
+                param="tools",
+                remedy="serve it with vLLM and the --tool-call-parser that is made for it",
+            )
         generation = _generation(engine, asked, prompt)
         result = await _result(engine, generation, request)
         if result is None:
             # Nobody is there to read it; the status is the customary one for a client that left.
             return Response(status_code=499)
-        return JSONResponse(_completion(engine, served_name, asked, generation, result))
+        return JSONResponse(_completion(engine, served_name, family, asked, generation, result))
 
     async def tokenize(request: Request) -> Response:
         asked = parse(TokenizeRequest, await _body(request))
@@ -202,6 +210,7 @@ async def _disconnected(request: Request) -> None:
 def _completion(
     engine: Engine,
     served_name: str,
+    family: Family | None,
     asked: ChatRequest,
     generation: GenerationRequest,
     result: GenerationResult,
@@ -212,16 +221,17 @@ def _completion(
     if result.finish_reason == "stop" and not result.ended:
         text = text[: min((place for stop in generation.stop if (place := text.find(stop)) >= 0), default=None)]
     message: dict[str, Any] = {"role": "assistant", "content": text}
-    if asked.tools and asked.tool_choice != "none":
-        # With special tokens, as some tokenizers count the tags among them.
-        rest, calls = parse_tool_calls(_with_special(engine, ids, text))
+    if asked.may_call and family is not None:
+        # With special tokens, as some tokenizers count the marks of a call among them.
+        offered = [tool.for_template() for tool in asked.tools or []]
+        before, calls = read_calls(_with_special(engine, ids, text), family, offered)
         if asked.parallel_tool_calls is False:
             calls = calls[:1]
         if calls:
-            message["content"] = _without_special(engine, rest).strip() or None
+            message["content"] = _without_special(engine, before).strip() or None
             message["tool_calls"] = [
                 {
-                    "id": f"call_{uuid.uuid4().hex}",
+                    "id": family.call_id(),
                     "type": "function",
                     "function": {"name": call.name, "arguments": call.arguments},
                 }

@@ -1,31 +1,32 @@
-"""Messages to prompt tokens, and generated text to a reply with tool calls."""
+"""Messages to prompt tokens, and how a model's chat template writes tool calls."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gymtrl.errors import UserError
+from gymtrl.serving.tool_calls import FAMILIES, Family, ToolCall, read_calls
 
 Message = dict[str, Any]
 
 # What rendering takes for itself. Documents are the one of its own parameters that only templates read.
 _RESERVED = {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"documents"}
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call that the model wrote: the function's name and its arguments as JSON text."""
-
-    name: str
-    arguments: str
+_PROBE = {"qz": "qz value"}
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "qzName",
+        "description": "qz",
+        "parameters": {"type": "object", "properties": {"qz": {"type": "string"}}, "required": ["qz"]},
+    },
+}
 
 
 def prompt_ids(
@@ -133,43 +134,24 @@ def _refuse_omissions(
             )
 
 
-def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
-    """Takes Hermes tool calls, `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, out of a reply.
-
-    Args:
-        text (`str`): The reply.
+def call_family(tokenizer: PreTrainedTokenizerBase) -> Family | None:
+    """Finds out how a model writes tool calls: its chat template writes one, and whoever reads it back has it.
 
     Returns:
-        `tuple[str, list[ToolCall]]`: What remains, and the calls in order. A block that is no valid call stays text.
-        Without any call the text is returned as it is, else white space around the remainder is dropped.
+        `Family`, *optional*: `None` where the template writes none, or in a way that no reader knows.
     """
-    calls: list[ToolCall] = []
-    kept: list[str] = []
-    position = 0
-    # No regular expression: on a reply of unclosed tags, what `.*?` tries grows with a power of its length.
-    while (begin := text.find(_OPEN, position)) >= 0 and (end := text.find(_CLOSE, begin)) >= 0:
-        after = end + len(_CLOSE)
-        call = _tool_call(text[begin + len(_OPEN) : end])
-        kept.append(text[position : begin if call else after])
-        if call:
-            calls.append(call)
-        position = after
-    kept.append(text[position:])
-    return ("".join(kept).strip(), calls) if calls else (text, [])
-
-
-def _tool_call(block: str) -> ToolCall | None:
-    """The call that a block holds, if it is one that can be sent on: as JSON, in UTF-8."""
+    user = {"role": "user", "content": "qz"}
+    # As Mistral's templates want their ids.
+    call = {"id": "qz1234567", "type": "function", "function": {"name": "qzName", "arguments": _PROBE}}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
     try:
-        read = json.loads(block.strip())
-        if not isinstance(read, dict):
-            return None
-        name, arguments = read.get("name"), read.get("arguments", {})
-        if not isinstance(name, str) or not isinstance(arguments, dict):
-            return None
-        call = ToolCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
-        f"{call.name}{call.arguments}".encode()
-    except (ValueError, RecursionError):
-        # A model may write anything: bad JSON, NaN, half of a surrogate pair, thousands of nested lists.
+        head, text = (
+            str(tokenizer.apply_chat_template(chat, tools=[_PROBE_TOOL], add_generation_prompt=asks, tokenize=False))
+            for chat, asks in (([user], True), ([user, turn], False))
+        )
+    except Exception:
+        # Templates are programs, and raise whatever Python raises.
         return None
-    return call
+    begin = next((i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b), len(head))
+    wanted = [ToolCall("qzName", json.dumps(_PROBE))]
+    return next((family for family in FAMILIES if read_calls(text[begin:], family, [_PROBE_TOOL])[1] == wanted), None)

@@ -166,6 +166,11 @@ class ChatRequest(_Strict):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def may_call(self) -> bool:
+        """Whether the reply may hold tool calls."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
     def wants_token_ids(self) -> bool:
         """Whether the message is to carry token ids and log-probabilities, as Gym reads them for training."""
         return bool(self.logprobs or self.return_token_ids)

@@ -15,65 +15,78 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from gymtrl.errors import RunError, UserError
+from gymtrl.models.adapter import require_own_adapter, with_adapter
 from gymtrl.serving.app import create_app
+from gymtrl.serving.checkpoint import find_checkpoint
 from gymtrl.serving.engine import Engine
 from gymtrl.serving.suitability import refuse_unsuitable
 
 HOST = "127.0.0.1"
 
 
-def load_model(model_dir: Path, *, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a checkpoint folder for serving.
+def load_model(
+    folder: Path, *, model: str | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a checkpoint for serving.
 
     Args:
-        model_dir (`Path`): Folder with config, weights and tokenizer. No code in it is run.
+        folder (`Path`): A model folder, an adapter folder, or a run folder with one of them. No code in it is run.
+        model (`str`, *optional*): Folder or hub id of an adapter's model; by default the one that the adapter names.
         device (`str`, *optional*): Torch device. By default the GPU if there is one, else the CPU.
 
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model in evaluation mode, in float32 on a CPU and in its
-        own precision elsewhere, and its tokenizer.
+        own precision elsewhere, and its tokenizer. An adapter stays beside the weights: merged in 16 bits, it would
+        answer otherwise than PEFT does.
 
     Raises:
-        UserError: The folder holds no model that this server can serve right.
+        UserError: The folder holds no model that this server can serve right, or an adapter of another one.
     """
-    if not model_dir.is_dir():
-        raise UserError(f"{model_dir} is no folder", remedy="give the folder of a checkpoint")
-    if (model_dir / "adapter_config.json").exists() and not (model_dir / "config.json").exists():
-        raise UserError(
-            f"{model_dir} holds a LoRA adapter, not a whole model",
-            remedy="merge it into its base model first: peft's merge_and_unload, then save_pretrained",
-        )
-    if not (model_dir / "config.json").exists():
-        raise UserError(f"{model_dir} has no config.json", remedy="give the folder of a checkpoint")
+    checkpoint = find_checkpoint(folder, model=model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.model, trust_remote_code=False)
         refuse_unsuitable(config)
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            model_dir,
+        if checkpoint.adapter is not None:
+            require_own_adapter(checkpoint.adapter, checkpoint.model, config)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer, trust_remote_code=False)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            checkpoint.model,
             trust_remote_code=False,
             dtype=torch.float32 if device == "cpu" else "auto",
         )
+        if checkpoint.adapter is not None:
+            loaded = _adapted(loaded, checkpoint.adapter)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise UserError(
-            f"{model_dir} cannot be loaded: {first_line}",
+            f"{folder} cannot be loaded: {first_line}",
             remedy="give a folder that AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained load",
         ) from error
     finally:
         if bars:
             logging.enable_progress_bar()
-    return model.to(device).eval(), tokenizer
+    return loaded.to(device).eval(), tokenizer
+
+
+def _adapted(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    adapted, astray = with_adapter(model, adapter)
+    if astray:
+        raise UserError(
+            f"{len(astray)} weights of the adapter {adapter} are not those of its model, such as {min(astray)}",
+            remedy="give the model that it was trained on with --model",
+        )
+    return adapted.get_base_model()
 
 
 def serve(
-    model_dir: Path,
+    folder: Path,
     *,
+    model: str | None = None,
     port: int = 0,
     served_name: str | None = None,
     max_batch: int = 64,
@@ -86,7 +99,8 @@ def serve(
     There is no authentication, hence no other address than 127.0.0.1.
 
     Args:
-        model_dir (`Path`): Folder of the checkpoint.
+        folder (`Path`): A model folder, an adapter folder, or a run folder with one of them.
+        model (`str`, *optional*): Folder or hub id of an adapter's model; by default the one that the adapter names.
         port (`int`, *optional*, defaults to 0): Port; 0 picks a free one.
         served_name (`str`, *optional*): The model's name in requests. The folder's name by default.
         max_batch (`int`, *optional*, defaults to 64): Requests generated together at most.
@@ -105,9 +119,9 @@ def serve(
         torch.set_num_threads(threads)
     # Before the model, which takes long to load; who connects early waits until then.
     with _listening(port) as listener:
-        model, tokenizer = load_model(model_dir, device=device)
-        engine = Engine(model, tokenizer, max_batch=max_batch)
-        name = served_name or model_dir.resolve().name
+        loaded, tokenizer = load_model(folder, model=model, device=device)
+        engine = Engine(loaded, tokenizer, max_batch=max_batch)
+        name = served_name or folder.resolve().name
         ready = {
             "url": f"http://{HOST}:{listener.getsockname()[1]}",
             "pid": os.getpid(),

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gymtrl.errors import RunError
+from gymtrl.models.adapter import vllm_rank, with_adapter
 from gymtrl.models.fingerprint import TOKENIZER_FILES, load_config, model_file
 from gymtrl.models.load import model_class
 from gymtrl.training.data import TrainingData
 
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _SHIPPED = (*TOKENIZER_FILES, *_PROCESSORS, "config.json", "generation_config.json")
 
@@ -49,14 +49,6 @@ _ADAPTER = """ The adapter alone is in `adapter/`; vLLM serves it beside the bas
 `--enable-lora --max-lora-rank {rank} --lora-modules NAME=adapter`."""
 
 
-def vllm_rank(rank: int) -> int:
-    """Returns the value of vLLM's `--max-lora-rank` that an adapter of `rank` needs: the next one that it knows.
-
-    vLLM's own default is 16, and it refuses an adapter above that.
-    """
-    return next((known for known in _VLLM_RANKS if known >= rank), rank)
-
-
 def export_model(checkpoint: Path, out: Path, base: str, *, lora: bool, trust_remote_code: bool = False) -> None:
     """Writes `adapter/` (LoRA) and `model/`, with the weights in the type of the base model.
 
@@ -87,21 +79,13 @@ def export_model(checkpoint: Path, out: Path, base: str, *, lora: bool, trust_re
         (out / "adapter").mkdir()
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(checkpoint / name, out / "adapter" / name)
-        trained = _with_adapter(trained, checkpoint).merge_and_unload()
+        adapted, astray = with_adapter(trained, checkpoint)
+        _require_all(checkpoint, astray)
+        trained = adapted.merge_and_unload()
     trained = trained.to(config.dtype or torch.float32)
     trained.save_pretrained(out / "model")
     _open_to_readers(out)
     _copy_settings(base, out / "model")
-
-
-def _with_adapter(model: Any, checkpoint: Path) -> Any:
-    """The model with the adapter of a checkpoint, all of it: PEFT only warns of weights that find no layer."""
-    from peft import PeftConfig, PeftModel
-
-    adapted = PeftModel(model, PeftConfig.from_pretrained(str(checkpoint)))
-    found = adapted.load_adapter(str(checkpoint), adapted.active_adapter)
-    _require_all(checkpoint, [*found.missing_keys, *found.unexpected_keys])
-    return adapted
 
 
 def _require_all(checkpoint: Path, astray: Collection[str]) -> None:

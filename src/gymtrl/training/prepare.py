@@ -15,8 +15,9 @@ from gymtrl.doctor.facts import data_facts
 from gymtrl.doctor.finding import Finding
 from gymtrl.doctor.run import DataFacts
 from gymtrl.errors import UserError
+from gymtrl.models.adapter import adapter_rank, require_own_adapter
 from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder
-from gymtrl.training.base import adapter_rank, require_own_adapter, require_weights
+from gymtrl.training.base import require_weights
 from gymtrl.training.calibrate import calibrate
 from gymtrl.training.data import TrainingData, dataset_manifest, read_dataset
 from gymtrl.training.job import Job

@@ -15,8 +15,9 @@ from typing import Any
 from gymtrl.doctor.diagnose import diagnose, with_told
 from gymtrl.doctor.finding import Finding, read_findings, write_findings
 from gymtrl.doctor.run import DataFacts
+from gymtrl.models.adapter import adapter_rank
 from gymtrl.models.fingerprint import tokenizer_bytes
-from gymtrl.training.base import adapter_rank, hub_revision, require_weights
+from gymtrl.training.base import hub_revision, require_weights
 from gymtrl.training.job import (
     CHECKPOINTS,
     FINDINGS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,11 @@ from gymtrl.gym.collect import Collection, collect, finished
 from gymtrl.gym.install import require_installation
 from gymtrl.gym.servers import RunningGym, find_running, free_port, running_gym
 from gymtrl.gym.settings import CollectSettings
-from gymtrl.serving.launch import serving
+from gymtrl.serving.hosted import Hosted
+from gymtrl.serving.launch import Endpoint, serving
+from gymtrl.serving.settings import ServingSettings
+
+_SERVED = ServingSettings()
 
 Progress = Callable[[str, int, int], None]
 """Receives a stage's name, how much of it is done, and how much there is (0 where nobody knows)."""
@@ -33,6 +37,7 @@ class GymSession:
         endpoint_name (`str`): Model name that the endpoint answers to.
         folder (`Path`): Receives logs.
         progress (`Progress`): Told about waiting and collecting.
+        served_by (`str`): What served the last model, in words; `""` where nothing had to be collected.
     """
 
     servers: tuple[str, ...]
@@ -42,26 +47,31 @@ class GymSession:
     head: str | None = None
     endpoint_name: str = "policy"
     progress: Progress = silent
+    served_by: str = field(default="", init=False)
     _stack: ExitStack = field(default_factory=ExitStack)
     _gym: Callable[[], RunningGym] | None = None
 
-    def collect(self, model: Path, tasks: list[Row], out: Path, settings: CollectSettings, *, name: str) -> Collection:
+    def collect(
+        self,
+        model: Path | Hosted,
+        tasks: list[Row],
+        out: Path,
+        settings: CollectSettings,
+        *,
+        name: str,
+        served: ServingSettings = _SERVED,
+    ) -> Collection:
         """Serves `model` and collects its rollouts; both end when the last rollout is in.
 
-        Gym is started at the first call and is up as long as the session.
+        Gym is started at the first call and is up as long as the session. A hosted model is reached through a relay at
+        the session's own port.
         """
         done = finished(tasks, out, settings)
         if done is not None:
             return done
         gym = self._starting()
-        with serving(
-            model,
-            name=self.endpoint_name,
-            port=self.port,
-            folder=self.folder,
-            max_batch=settings.concurrency,
-            tick=lambda seconds: self.progress("loading the model, seconds", int(seconds), 0),
-        ) as endpoint:
+        with self._serving(model, settings.concurrency, served) as endpoint:
+            self.served_by = endpoint.server
             return collect(
                 gym,
                 tasks,
@@ -70,6 +80,24 @@ class GymSession:
                 check=endpoint.check,
                 progress=lambda done, total: self.progress(name, done, total),
             )
+
+    def _serving(
+        self, model: Path | Hosted, concurrency: int, served: ServingSettings
+    ) -> AbstractContextManager[Endpoint]:
+        if isinstance(model, Hosted):
+            from gymtrl.serving.relay import relaying
+
+            return relaying(model, name=self.endpoint_name, port=self.port)
+        return serving(
+            model,
+            name=self.endpoint_name,
+            port=self.port,
+            logs=self.folder,
+            max_batch=concurrency,
+            backend=served.backend,
+            vllm=served.vllm,
+            tick=lambda server, seconds: self.progress(f"loading the model into {server}, seconds", int(seconds), 0),
+        )
 
     def _starting(self) -> Callable[[], RunningGym]:
         """Returns a function that waits for Gym, which starts while the model is loaded."""

@@ -9,15 +9,27 @@ from pydantic import Field, field_validator
 
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.gym.settings import CollectSettings
+from gymtrl.serving.settings import ServingSettings
 from gymtrl.workspace.settings import one_or_more
 
 
-class ValidateSettings(CollectSettings, CompareSettings):
+class ValidateSettings(CollectSettings, CompareSettings, ServingSettings):
     """Where and how the two models are tried."""
 
     baseline: str = Field(
         description="What to compare with: the model before training, or rollouts of it (JSONL).",
         json_schema_extra={"source": "no default: a gain is over something; 'gymtrl run' takes the recipe's model"},
+    )
+    endpoint: str | None = Field(
+        default=None,
+        description="Base URL of an endpoint that runs already and serves what is validated, in place of a checkpoint. "
+        "Its key is read from $GYMTRL_ENDPOINT_KEY.",
+        json_schema_extra={"source": "none: the checkpoint is served here"},
+    )
+    endpoint_model: str | None = Field(
+        default=None,
+        description="The model's name at --endpoint.",
+        json_schema_extra={"source": "none: goes with --endpoint"},
     )
     tasks: Path | None = Field(
         default=None,

@@ -14,6 +14,7 @@ from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
 from gymtrl.selection.leaks import Leak, find_leaks
+from gymtrl.serving.hosted import Hosted
 from gymtrl.validation.lineage import trained_on
 from gymtrl.validation.session import GymSession, Progress, gym_session, silent
 from gymtrl.validation.settings import ValidateSettings
@@ -24,20 +25,37 @@ _SHARED = {"task_key": "prompt and tools", "input_key": "input row", "text": "qu
 
 
 def model_folder(path: Path) -> Path:
-    """Returns the folder that transformers loads: `path` itself, or the merged model of a training run.
+    """Returns the folder that is served: `path` itself, or the merged model or the adapter of a training run.
 
     Raises:
-        UserError: Neither is there.
+        UserError: None of them is there.
     """
-    for folder in (path / "model", path):
-        if (folder / "config.json").is_file():
+    for folder in (path / "model", path, path / "adapter"):
+        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return folder
-    remedy = "give a model folder, or the folder that 'gymtrl train' wrote"
+    remedy = "give a model folder, an adapter folder, or the folder that 'gymtrl train' wrote"
     raise UserError(f"{path} {'holds no model' if path.exists() else 'does not exist'}", remedy=remedy)
 
 
-def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
-    """Returns what a validation reads: the checkpoint's model, the baseline's model or rollouts, the tasks.
+def candidate(checkpoint: Path | None, settings: ValidateSettings) -> Path | Hosted:
+    """Returns what is validated: a folder that is served, or a model at an endpoint that runs already.
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
+    if settings.endpoint is None:
+        if checkpoint is None:
+            raise UserError("nothing to validate", remedy="give a checkpoint, or --endpoint and --endpoint-model")
+        return model_folder(checkpoint)
+    if checkpoint is not None:
+        raise UserError("a checkpoint and --endpoint are two candidates", remedy="leave one of them out")
+    if settings.endpoint_model is None:
+        raise UserError("--endpoint does not say which model", remedy="name it with --endpoint-model")
+    return Hosted(settings.endpoint, settings.endpoint_model)
+
+
+def validate_inputs(checkpoint: Path | None, settings: ValidateSettings) -> list[Path]:
+    """Returns what a validation reads: the checkpoint's model if any, the baseline's model or rollouts, the tasks.
 
     Raises:
         UserError: One of them is missing.
@@ -47,32 +65,34 @@ def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
         raise UserError("no tasks to validate on", remedy=remedy)
     if not settings.tasks.is_file():
         raise UserError(f"{settings.tasks} does not exist", remedy="give a JSONL file of Gym tasks with --tasks")
-    baseline = Path(settings.baseline)
-    return [model_folder(checkpoint), baseline if baseline.is_file() else model_folder(baseline), settings.tasks]
+    baseline, after = Path(settings.baseline), candidate(checkpoint, settings)
+    before = baseline if baseline.is_file() else model_folder(baseline)
+    return [*([after] if isinstance(after, Path) else []), before, settings.tasks]
 
 
-def require_unseen(tasks: Path, checkpoint: Path, training: Path | None = None) -> None:
+def require_unseen(tasks: Path, checkpoint: Path | None, training: Path | None = None) -> None:
     """Checks that none of the tasks was trained on, nor another of its cluster.
 
     Args:
         tasks (`Path`): JSONL of Gym input rows.
-        checkpoint (`Path`): Folder that `train` wrote, or a model folder.
+        checkpoint (`Path`, *optional*): Folder that `train` wrote, or a model folder; none where an endpoint is asked.
         training (`Path`, *optional*): What it was trained on; by default what its manifest says.
 
     Raises:
         UserError: Some were, or nothing says what was trained on.
     """
     anyway = "or pass --no-leak-check to validate all the same"
-    sources = [training] if training is not None else trained_on(checkpoint)
+    name = "the endpoint's model" if checkpoint is None else checkpoint
+    sources = [training] if training is not None else trained_on(checkpoint) if checkpoint is not None else []
     if not sources:
         raise UserError(
-            f"nothing says which rollouts {checkpoint} was trained on, so tasks that it has seen cannot be told",
+            f"nothing says which rollouts {name} was trained on, so tasks that it has seen cannot be told",
             remedy=f"name them, or the filter folder, with --training, {anyway}",
         )
     for source in sources:
         if not source.exists():
             raise UserError(
-                f"{checkpoint} was trained on {source}, which is not there any more, so tasks that it has seen cannot "
+                f"{name} was trained on {source}, which is not there any more, so tasks that it has seen cannot "
                 "be told",
                 remedy=f"name its new place with --training, {anyway}",
             )
@@ -136,7 +156,7 @@ def compare_rollouts(
 
 
 def validate(
-    checkpoint: Path,
+    checkpoint: Path | None,
     out: Path,
     settings: ValidateSettings,
     *,
@@ -149,7 +169,8 @@ def validate(
     validation goes on where it stopped.
 
     Args:
-        checkpoint (`Path`): Model folder, or what `train` wrote.
+        checkpoint (`Path`, *optional*): Model folder, adapter folder, or what `train` wrote; `None` where the settings
+            name an endpoint.
         out (`Path`): Folder to write.
         settings (`ValidateSettings`): Tasks, baseline, sampling.
         session (`GymSession`, *optional*): A running session to use; else one is opened and closed.
@@ -159,7 +180,8 @@ def validate(
         UserError: Bad input. RunError: Gym or the endpoint failed.
     """
     inputs = validate_inputs(checkpoint, settings)
-    after_model, before, task_file = inputs
+    after_model = candidate(checkpoint, settings)
+    *_, before, task_file = inputs
     tasks = read_tasks(task_file)
     if settings.leak_check:
         require_unseen(task_file, checkpoint, settings.training)
@@ -180,12 +202,15 @@ def validate(
         failed_before = None
         if before.is_dir():
             before_model, before = before, draft.path / "before" / "rollouts.jsonl"
-            failed_before = session.collect(before_model, tasks, before, settings, name="before").failed
+            failed_before = session.collect(
+                before_model, tasks, before, settings, name="before", served=settings
+            ).failed
         after = draft.path / "after" / "rollouts.jsonl"
-        collected = session.collect(after_model, tasks, after, settings, name="after")
+        collected = session.collect(after_model, tasks, after, settings, name="after", served=settings)
         comparison = compare_rollouts(before, [after], settings)
         _write_comparison(comparison, draft)
         draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
+        draft.extra |= {"served_by": session.served_by}
     return comparison
 
 

@@ -1,0 +1,138 @@
+"""Endpoints that run already, reached through the relay: names, keys, token ids, and what they refuse."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gymtrl.errors import RunError, UserError
+from gymtrl.gym.servers import free_port
+from gymtrl.serving.hosted import KEY_VARIABLE, TOKEN_FIELDS, Hosted
+from gymtrl.serving.relay import relaying
+from test_serving_http import make_model, running
+
+KEY = "sk-secret-0123"
+
+
+@contextmanager
+def provider(seen: list[Any]) -> Iterator[str]:
+    """A host that wants a key and refuses fields that it does not know, as providers do."""
+
+    async def chat(request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {KEY}":
+            return JSONResponse({"error": {"message": "bad key"}}, 401)
+        body = await request.json()
+        seen.append(body)
+        if body["model"] != "big":
+            return JSONResponse({"error": {"message": "no such model"}}, 404)
+        if body.keys() - {"model", "messages", "max_tokens", "temperature"} or any(
+            message.keys() - {"role", "content"} for message in body["messages"]
+        ):
+            return JSONResponse({"error": {"message": "unknown field"}}, 400)
+        if body["messages"][-1]["content"] == "slow down":
+            return JSONResponse({"error": {"message": "too many"}}, 429)
+        message = {"role": "assistant", "content": "Hello."}
+        return JSONResponse({"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]})
+
+    port = free_port()
+    app = Starlette(routes=[Route("/api/v1/chat/completions", chat, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}/api/v1"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def ask(url: str, text: str, **fields: Any) -> httpx.Response:
+    body = {"model": "policy", "messages": [{"role": "user", "content": text}], "max_tokens": 3, **fields}
+    return httpx.post(f"{url}/chat/completions", json=body, timeout=60)
+
+
+def test_an_endpoint_of_ours_is_passed_on_whole(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "chain")
+    with running(model) as (_, ready):
+        hosted = Hosted(f"{ready['url']}/v1", "chain")
+        with relaying(hosted, name="policy", port=free_port()) as endpoint:
+            assert endpoint.server == f"chain at {ready['url']}/v1"
+            message = ask(endpoint.url, "w0", temperature=0, **TOKEN_FIELDS).json()["choices"][0]["message"]
+            assert message["content"] == "w1 w2 w3"
+            assert message["prompt_token_ids"] == [2] and message["generation_token_ids"] == [3, 4, 5]
+            chat = {"model": "policy", "messages": [{"role": "user", "content": "w7"}]}
+            tokens = httpx.post(f"{endpoint.url.removesuffix('/v1')}/tokenize", json=chat).json()["tokens"]
+            assert tokens == [9]
+            refused = ask(endpoint.url, "w0", temperature=-1)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
+        with (
+            pytest.raises(UserError, match="has no model 'other'"),
+            relaying(Hosted(f"{ready['url']}/v1", "other"), name="policy", port=free_port()),
+        ):
+            pass
+
+
+def test_a_provider_is_asked_for_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with provider(seen) as url, relaying(Hosted(url, "big"), name="policy", port=free_port()) as endpoint:
+        history = {"role": "assistant", "content": "Hi.", "generation_token_ids": [1], "generation_log_probs": [-1.0]}
+        messages = [{"role": "user", "content": "Hi"}, history, {"role": "user", "content": "More"}]
+        answer = ask(endpoint.url, "", messages=messages, **TOKEN_FIELDS)
+        message = answer.json()["choices"][0]["message"]
+        assert message["content"] == "Hello."
+        assert message["prompt_token_ids"] == message["generation_token_ids"] == message["generation_log_probs"] == []
+        assert seen[-1]["model"] == "big" and seen[-1]["messages"][1] == {"role": "assistant", "content": "Hi."}
+        assert ask(endpoint.url, "slow down").status_code == 429
+        models = httpx.get(f"{endpoint.url}/models").json()
+        assert [model["id"] for model in models["data"]] == ["policy"]
+        assert KEY not in endpoint.server and KEY not in answer.text
+
+
+def test_what_cannot_be_reached_is_told_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f"{KEY}-wrong")
+    with provider([]) as url:
+        with (
+            pytest.raises(UserError, match="refuses the key") as caught,
+            relaying(Hosted(url, "big"), name="policy", port=free_port()),
+        ):
+            pass
+        assert KEY_VARIABLE in str(caught.value.remedy) and KEY not in str(caught.value)
+    with (
+        pytest.raises(RunError, match="nothing answers"),
+        relaying(Hosted(f"http://127.0.0.1:{free_port()}/v1", "big"), name="policy", port=free_port()),
+    ):
+        pass
+    assert KEY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("host/v1", "no base URL"),
+        ("file:///etc/passwd", "no base URL"),
+        ("https://host/v1?key=a", "no base URL"),
+        ("https://me:secret@host/v1", "holds a user name"),
+        ("https://[host/v1", "no base URL"),
+    ],
+)
+def test_urls_that_are_none(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Hosted(url, "big")
+    assert "secret" not in str(caught.value)
