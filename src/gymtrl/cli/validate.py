@@ -25,22 +25,24 @@ def validate(
     stage: Stage,
 ) -> None:
     """Try a checkpoint and its baseline on held-out tasks in Gym, and compare what they did."""
+    from rich.console import Console
+
     from gymtrl.comparison.verdict import exit_status
+    from gymtrl.pipeline.steps import validate_step
     from gymtrl.reports.comparison import comparison_json, render_comparison
-    from gymtrl.reports.progress import watch
-    from gymtrl.validation.validate import read_comparison, validate_inputs
-    from gymtrl.validation.validate import validate as run
+    from gymtrl.validation.validate import read_comparison
     from gymtrl.workspace.stage import once
 
     folder = out or default_out([checkpoint], "validation")
-    with watch() as progress:
-        once(
-            folder,
-            verb="validate",
-            settings=stage.settings,
-            inputs=validate_inputs(checkpoint, stage.settings),
-            work=lambda: run(checkpoint, folder, stage.settings, progress=progress),
-        )
+    step = validate_step(checkpoint, folder, stage.settings)
+    once(
+        folder,
+        verb=step.verb,
+        settings=step.settings,
+        inputs=step.inputs(),
+        work=lambda: step.work(Console(stderr=True)),
+    )
+    step.finish()
     comparison = read_comparison(folder)
     if stage.json:
         sys.stdout.write(comparison_json(comparison))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gymtrl.comparison.collection import Collection, read_collection
+from gymtrl.comparison.distribution import distributions
 from gymtrl.comparison.effect import FEW_CLUSTERS, Scores, adjusted, costs, estimate, score
 from gymtrl.comparison.metric import parse_metric
 from gymtrl.comparison.pairing import Half, Pairing, pair
@@ -121,6 +122,7 @@ def _candidate(before: Collection, compared: _Compared, overall: Effect, points:
         warnings=_warnings(before, compared),
         tasks=_tasks(pairing, scores),
         flips=_flips(pairing, scores, before, after),
+        distributions=distributions(pairing, before, after),
     )
 
 

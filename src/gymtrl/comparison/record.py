@@ -174,6 +174,32 @@ class Flip(msgspec.Struct, frozen=True):
     after: tuple[Origin, ...]
 
 
+class SharedBin(msgspec.Struct, frozen=True):
+    """Rollouts of both sides with values from `low` to `high`; equal bounds where there are few distinct values.
+
+    Attributes:
+        low, high (`float`): Bounds.
+        before, after (`int`): Rollouts.
+    """
+
+    low: float
+    high: float
+    before: int
+    after: int
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """How the compared rollouts are distributed before and after.
+
+    Attributes:
+        name (`str`): What is counted, as in `Cost`; `""` for the metric.
+        bins (`tuple[SharedBin, ...]`): In the order of their values.
+    """
+
+    name: str
+    bins: tuple[SharedBin, ...]
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """One collection after, against the one before.
 
@@ -188,6 +214,7 @@ class Candidate(msgspec.Struct, frozen=True):
         warnings (`tuple[str, ...]`): What makes the result less certain than the interval says.
         tasks (`tuple[TaskDifference, ...]`): Every task, by difference.
         flips (`tuple[Flip, ...]`): Tasks fixed and broken.
+        distributions (`tuple[Distribution, ...]`): The compared rollouts by the metric and by what they took.
     """
 
     outcome: Outcome
@@ -200,6 +227,7 @@ class Candidate(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
     tasks: tuple[TaskDifference, ...]
     flips: tuple[Flip, ...]
+    distributions: tuple[Distribution, ...] = ()
 
 
 class Comparison(msgspec.Struct, frozen=True):

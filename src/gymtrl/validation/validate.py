@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,6 +50,24 @@ def validate_inputs(checkpoint: Path, settings: ValidateSettings) -> list[Path]:
 def read_comparison(folder: Path) -> Comparison:
     """Reads the comparison that a validation wrote."""
     return msgspec.json.decode((folder / "comparison.json").read_bytes(), type=Comparison)
+
+
+def relocated(comparison: Comparison, old: Path, new: Path) -> Comparison:
+    """A comparison of rollouts in a folder that gets another name.
+
+    Args:
+        comparison (`Comparison`): The result, with the places that its rollouts had.
+        old, new (`Path`): The folder's names.
+    """
+
+    def moved(value: object) -> object:
+        if isinstance(value, str):
+            return value.replace(f"{old}{os.sep}", f"{new}{os.sep}")
+        if isinstance(value, dict):
+            return {key: moved(item) for key, item in value.items()}
+        return [moved(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return msgspec.convert(moved(msgspec.to_builtins(comparison)), Comparison)
 
 
 def compare_rollouts(
@@ -129,7 +148,7 @@ def validate(
             failed_before = session.collect(before_model, tasks, before, settings, name="before").failed
         after = draft.path / "after" / "rollouts.jsonl"
         collected = session.collect(after_model, tasks, after, settings, name="after")
-        comparison = compare_rollouts(before, [after], settings)
+        comparison = relocated(compare_rollouts(before, [after], settings), draft.path, out)
         _write_comparison(comparison, draft)
         draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
     return comparison
