@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gymtrl.cli.options import Out, Stage, default_out, stage_options
+from gymtrl.text import plain
 from gymtrl.validation.settings import ValidateSettings
 
 
@@ -30,6 +31,7 @@ def validate(
     from gymtrl.comparison.verdict import exit_status
     from gymtrl.pipeline.steps import validate_step
     from gymtrl.reports.comparison import comparison_json, render_comparison
+    from gymtrl.reports.comparison_page import REPORT
     from gymtrl.validation.validate import read_comparison
     from gymtrl.workspace.stage import once
 
@@ -48,4 +50,5 @@ def validate(
         sys.stdout.write(comparison_json(comparison))
     else:
         render_comparison(comparison)
+    print(f"→ {plain(str(folder / REPORT))}", file=sys.stderr)
     raise typer.Exit(exit_status(comparison, stage.settings.fail_on))
