@@ -179,6 +179,18 @@ def test_a_long_rollout_is_cut_with_a_note(tmp_path: Path) -> None:
     assert not trajectory(line).cut
 
 
+def test_long_given_text_is_folded_and_the_policys_answer_is_not(tmp_path: Path) -> None:
+    files = [tmp_path / "before.jsonl", tmp_path / "after.jsonl"]
+    for file, reward in zip(files, (0.0, 1.0), strict=True):
+        rows = [with_call(f"asked {t} " * 200, "answer " * 200, reward, index=t, number=t) for t in range(2)]
+        for made in rows:
+            made["response"]["output"][2]["output"] = "result " * 300
+        write_rows(file, rows)
+    source = comparison_page(compare_candidates(files[:1], [files[1:]]))
+    folded = re.findall(r'<details class="long "><summary>(\w+)', source)
+    assert folded == ["asked", "result", "result"] * 2
+
+
 def test_an_answer_that_is_no_chat_is_shown_raw(tmp_path: Path) -> None:
     before, after = side(tmp_path, "before", {0: 2}), side(tmp_path, "after", {})
     rows = [json.loads(text) for text in after.read_text().splitlines()]
