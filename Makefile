@@ -7,6 +7,7 @@
 # make benchmark      speed of the endpoint against plain generate
 # make benchmark-read speed of reading rollouts against a plain script (needs Gym: gymtrl gym setup)
 # make benchmark-format speed of making token ids and masks against plain scripts and TRL (needs Gym: gymtrl gym setup)
+# make benchmark-compare comparing two collections against a plain script
 # make benchmark-train speed of training against a plain script and against trl sft (needs Gym: gymtrl gym setup)
 # make check-learning four objectives trained on real rollouts and on controls: what they learn (needs Gym: gymtrl gym setup)
 # make check-vllm     what training leaves, served by vLLM's CPU build: the same answers as from transformers
@@ -24,7 +25,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test chromium test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-plan benchmark-train check-learning check-vllm clean
+.PHONY: setup demo test chromium test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning check-vllm clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -67,6 +68,9 @@ benchmark-read: setup
 
 benchmark-format: setup
 	$(BIN)/python benchmarks/format.py $(GYMTRL_HOME)/gym/env
+
+benchmark-compare: setup
+	$(BIN)/python benchmarks/compare.py --out benchmarks/results/compare.json
 
 check-learning: setup
 	test -d $(SMALL_MODEL) || $(BIN)/gymtrl model $(SMALL_MODEL)

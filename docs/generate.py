@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
+from gymtrl.comparison.settings import CompareSettings
 from gymtrl.doctor.rule import OBJECTIVES
 from gymtrl.doctor.rules import RULES as DOCTOR_RULES
 from gymtrl.formats.card import COLUMN_WORDS
@@ -71,6 +72,11 @@ def _rules() -> str:
 
 def _settings() -> str:
     rows = _settings_of(FilterSettings).values()
+    return _table(("flag", "type", "default", "what it does", "where the default comes from"), rows)
+
+
+def _compare_settings() -> str:
+    rows = _settings_of(CompareSettings).values()
     return _table(("flag", "type", "default", "what it does", "where the default comes from"), rows)
 
 
@@ -278,6 +284,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "columns": _columns,
     "rules": _rules,
     "settings": _settings,
+    "comparesettings": _compare_settings,
     "formatsettings": _format_settings,
     "jobkeys": _job_keys,
     "recipesections": _recipe_sections,

@@ -26,7 +26,7 @@ from rows import row
 from test_conformance import expected_verdicts
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("verdicts.md", "filter.md", "formats.md", "recipe.md", "training.md", "scale.md")
+PAGES = ("verdicts.md", "filter.md", "formats.md", "recipe.md", "training.md", "scale.md", "compare.md")
 SOURCE = DOCS.parent / "src" / "gymtrl"
 
 USER = {"role": "user", "content": "q"}
@@ -120,7 +120,7 @@ def test_every_generated_part_stands_in_a_page() -> None:
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
     expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
     expected += ["formatcolumns", "formatsettings", "rowdrops", "choicedrops", "jobkeys", "recipesections", "doctor"]
-    expected += ["defaults"]
+    expected += ["defaults", "comparesettings"]
     assert sorted(parts) == sorted(expected)
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from gymtrl.comparison.estimate import LEVEL, cluster_sums
 
@@ -60,6 +60,6 @@ def bootstrap_intervals(
         drawn = random.integers(m, size=(rows, m)) + np.arange(rows)[:, None] * m
         times = np.bincount(drawn.ravel(), minlength=rows * m).reshape(rows, m).astype(float)
         means[start : start + rows] = (times @ sums.T) / (times @ sizes)[:, None]
-    outside = float(stats.norm.cdf(math.sqrt(m / (m - 1)) * stats.t.ppf(0.5 - LEVEL / 2, m - 1)))
+    outside = float(special.ndtr(math.sqrt(m / (m - 1)) * special.stdtrit(m - 1, 0.5 - LEVEL / 2)))
     limits: NDArray[np.float64] = np.quantile(means, (outside, 1 - outside), axis=0).T
     return limits

@@ -6,7 +6,7 @@ import hashlib
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,109 +98,127 @@ def read_collection(inputs: Sequence[Path], metric: Metric, *, cluster: str | No
     """
     files = expand_inputs(inputs)
     fold = _Fold(metric)
-    lines = skipped = refused = 0
+    unread: Counter[str] = Counter()
+    lines = skipped = 0
     for line in read_lines(files, cluster=cluster):
         lines += 1
         rollout = line.rollout
         if rollout is not None:
-            fold.add(rollout)
+            fold.add(rollout, _VALID)
         elif line.verdict == "skip":
             skipped += 1
         elif line.reason != "line_too_long" and (rollout := read_asked(line.origin, cluster=cluster)) is not None:
-            refused += fold.add(rollout)
+            fold.add(rollout, _REFUSED)
         else:
-            fold.left_out[line.reason] += 1
+            unread[line.reason] += 1
+    whole, numbers, row_ids = fold.columns()
+    states = _without_duplicates(whole, row_ids)
+    kept = states <= _REFUSED
+    left_out = unread + Counter({reason: int(np.sum(states == state)) for state, reason in _REASONS.items()})
     name = ", ".join(map(str, inputs))
-    if not fold.codes:
-        raise _no_value(name, metric, fold)
-    failed: Counter[str] = Counter()
-    for file in files:
-        failed.update(count_failures(file))
+    if not kept.any():
+        raise _no_value(name, metric, left_out)
     side = Side(
         name=name,
         lines=lines,
-        rollouts=len(fold.codes),
-        refused=refused,
-        left_out=dict(fold.left_out),
+        rollouts=int(kept.sum()),
+        refused=int(np.sum(states == _REFUSED)),
+        left_out=dict(left_out),
         skipped=skipped,
-        failed_attempts=dict(failed),
-        missing=_missing(files, cluster, fold.found),
+        failed_attempts=dict(sum((Counter(count_failures(file)) for file in files), Counter())),
+        missing=_missing(files, cluster, fold.files, whole),
     )
     return Collection(
         side,
         fold.asked,
-        np.array(fold.codes, dtype=np.int64),
-        np.array(fold.values),
-        np.array(fold.costs).reshape(-1, len(COSTS)).T,
-        fold.files,
-        np.array(fold.places, dtype=np.int64).reshape(-1, 4).T,
-        np.array(fold.row_ids, dtype=np.uint64),
+        whole[_CODE, kept],
+        numbers[0, kept],
+        numbers[1:, kept],
+        list(fold.files),
+        whole[_FILE : _FILE + 4, kept],
+        row_ids[kept],
         fold.sampling,
     )
 
 
+_VALID, _REFUSED, _DUPLICATE, _MASKED, _NO_VALUE, _NOT_FINITE = range(6)
+_REASONS = {
+    _DUPLICATE: "duplicate",
+    _MASKED: "masked",
+    _NO_VALUE: "value_missing",
+    _NOT_FINITE: "value_not_finite",
+}
+_STATE, _CODE, _TASK, _REPEAT, _FILE = range(5)  # rows of the whole numbers; line, offset and length follow the file
+_WIDTH = 8
+_UNNUMBERED = -(2**63)
+
+
 class _Fold:
-    """The columns while they grow."""
+    """The columns while they grow: plain numbers, of every rollout."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self.asked: list[Asked] = []
-        self.codes, self.values, self.costs = array("q"), array("d"), array("d")
-        self.places, self.row_ids = array("q"), array("Q")
-        self.left_out: Counter[str] = Counter()
+        self.files: dict[str, int] = {}
         self.sampling: dict[str, set[Sampling]] = {}
-        self.found: dict[str, set[tuple[int, int]]] = {}
-        self._code: dict[tuple[str, str, str | None], int] = {}
-        self._files: dict[str, int] = {}
-        self._rows: set[int] = set()
-        self._repeats: set[tuple[int, int, int | None, int | None]] = set()
+        self._whole, self._numbers, self._row_ids = array("q"), array("d"), array("Q")
+        self._codes: dict[tuple[str, str, str | None], int] = {}
+        self._sampled: tuple[str, Sampling] | None = None
 
-    @property
-    def files(self) -> list[str]:
-        return list(self._files)
-
-    def add(self, rollout: Rollout) -> bool:
-        """Adds a rollout, or notes why it is left out; returns whether it counts."""
+    def add(self, rollout: Rollout, state: int) -> None:
+        """Adds a rollout, valid or refused."""
         origin, task, repeat = rollout.origin, rollout.task_index, rollout.rollout_index
-        code = self._code_of(rollout)
-        if task is not None and repeat is not None:
-            self.found.setdefault(origin.file, set()).add((task, repeat))
-        if rollout.masked:
-            self.left_out["masked"] += 1
-            return False
-        value = measure(self.metric, rollout, _row_of(origin))
-        if value is None or not math.isfinite(value):
-            self.left_out["value_missing" if value is None else "value_not_finite"] += 1
-            return False
-        file = self._files.setdefault(origin.file, len(self._files))
-        row = int(origin.row_id, 16)
-        numbered = task is not None and repeat is not None
-        if row in self._rows or (numbered and (file, code, task, repeat) in self._repeats):
-            self.left_out["duplicate"] += 1
-            return False
-        self._rows.add(row)
-        if numbered:
-            self._repeats.add((file, code, task, repeat))
-        self.codes.append(code)
-        self.values.append(value)
-        self.costs.extend(_costs(rollout))
-        self.places.extend((file, origin.line, origin.offset, origin.length))
-        self.row_ids.append(row)
-        return True
-
-    def _code_of(self, rollout: Rollout) -> int:
         environment = rollout.agent or rollout.environment or ""
+        sampled = (environment, rollout.sampling)
+        if sampled != self._sampled:
+            self._sampled = sampled
+            self.sampling.setdefault(environment, set()).add(rollout.sampling)
         key = (environment, rollout.task_key, rollout.input_key)
-        code = self._code.get(key)
+        code = self._codes.get(key)
         if code is None:
-            code = self._code[key] = len(self.asked)
+            code = self._codes[key] = len(self.asked)
             self.asked.append(_asked(rollout, environment))
-        self.sampling.setdefault(environment, set()).add(rollout.sampling)
-        return code
+        value = math.nan
+        if rollout.masked:
+            state = _MASKED
+        elif (measured := measure(self.metric, rollout, _row_of)) is None:
+            state = _NO_VALUE
+        elif not math.isfinite(measured):
+            state = _NOT_FINITE
+        else:
+            value = measured
+        if task is None or repeat is None:
+            task = repeat = _UNNUMBERED
+        file = self.files.setdefault(origin.file, len(self.files))
+        self._whole.extend((state, code, task, repeat, file, origin.line, origin.offset, origin.length))
+        self._numbers.extend((value, *_costs(rollout)))
+        self._row_ids.append(int(origin.row_id, 16))
+
+    def columns(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.uint64]]:
+        """Whole numbers, values with costs, and row ids, one column a rollout."""
+        return (
+            np.array(self._whole, dtype=np.int64).reshape(-1, _WIDTH).T,
+            np.array(self._numbers, dtype=np.float64).reshape(-1, 1 + len(COSTS)).T,
+            np.array(self._row_ids, dtype=np.uint64),
+        )
 
 
-def _row_of(origin: Origin) -> Callable[[], Any]:
-    return lambda: decode_json(read_bytes(origin))
+def _without_duplicates(whole: NDArray[np.int64], row_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The states, in which of rollouts that are there twice only the first with a valid value keeps its own."""
+    states: NDArray[np.int64] = whole[_STATE].copy()
+    valid = np.flatnonzero(states <= _REFUSED)
+    _, first = np.unique(row_ids[valid], return_index=True)
+    once = valid[np.sort(first)]
+    numbered = once[whole[_TASK, once] != _UNNUMBERED]
+    _, first = np.unique(whole[[_FILE, _CODE, _TASK, _REPEAT]][:, numbered], axis=1, return_index=True)
+    again = np.setdiff1d(numbered, numbered[first])
+    states[np.setdiff1d(valid, once)] = _DUPLICATE
+    states[again] = _DUPLICATE
+    return states
+
+
+def _row_of(rollout: Rollout) -> Any:
+    return decode_json(read_bytes(rollout.origin))
 
 
 def _asked(rollout: Rollout, environment: str) -> Asked:
@@ -227,26 +245,32 @@ def _digest(messages: Iterable[Message]) -> str:
 
 def _costs(rollout: Rollout) -> tuple[float, ...]:
     """In the order of `COSTS`."""
-    tokens = [math.nan if n is None else float(n) for n in (rollout.input_tokens, rollout.output_tokens)]
-    if not rollout.completion:  # the answer is no sound chat
-        return (*tokens, math.nan, math.nan, rollout.truncated, math.nan, math.nan)
-    errors = 0
-    if rollout.n_tool_calls:
-        errors = sum(message.role == "tool" and is_tool_error(message.content) for message in rollout.completion)
-    length = text_length(rollout.completion)
-    return (*tokens, rollout.turns, length, rollout.truncated, rollout.n_tool_calls, errors)
+    sent = math.nan if rollout.input_tokens is None else rollout.input_tokens
+    made = math.nan if rollout.output_tokens is None else rollout.output_tokens
+    completion, calls, errors = rollout.completion, rollout.n_tool_calls, 0
+    if not completion:  # the answer is no sound chat
+        return sent, made, math.nan, math.nan, rollout.truncated, math.nan, math.nan
+    if calls:
+        errors = sum([message.role == "tool" and is_tool_error(message.content) for message in completion])
+    return sent, made, rollout.turns, text_length(completion), rollout.truncated, calls, errors
 
 
-def _missing(files: Sequence[Path], cluster: str | None, found: dict[str, set[tuple[int, int]]]) -> int | None:
+def _missing(
+    files: Sequence[Path], cluster: str | None, places: Mapping[str, int], whole: NDArray[np.int64]
+) -> int | None:
     """Rollouts that the inputs beside the files ask for and that have no line, as where a run was cut short."""
     asked = {str(file): load_sidecar(file, cluster).rows.keys() for file in files}
     if not any(asked.values()):
         return None
-    return sum(len(rows - found.get(file, set())) for file, rows in asked.items())
+    missing = 0
+    for file, rows in asked.items():
+        here = whole[[_TASK, _REPEAT]][:, whole[_FILE] == places.get(file, -1)]
+        missing += len(rows - set(zip(*here.tolist(), strict=True)))
+    return missing
 
 
-def _no_value(name: str, metric: Metric, fold: _Fold) -> UserError:
-    reasons = ", ".join(f"{reason} {number}" for reason, number in fold.left_out.most_common(4))
+def _no_value(name: str, metric: Metric, left_out: Counter[str]) -> UserError:
+    reasons = ", ".join(f"{reason} {number}" for reason, number in left_out.most_common(4))
     what = "reward" if metric.path == "reward" else f"{metric.path!r}"
     return UserError(
         f"{name} holds no rollout with a valid {what}" + (f": {reasons}" if reasons else ""),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from gymtrl.comparison.bootstrap import bootstrap_interval
 from gymtrl.comparison.collection import COSTS, Collection
@@ -100,7 +100,7 @@ def estimate(scores: Scores, environment: str, min_effect: float) -> Effect:
     before, after = scores.means
     changes, clusters = after - before, scores.clusters
     difference = cluster_mean(changes, clusters)
-    flipped = sign_flip_p(changes, clusters)
+    flipped = _flipped(changes, clusters)
     p = _p(changes, clusters, difference, flipped, min_effect)
     flips = scores.flips()
     fixed, broken = int(np.sum(flips > 0)), int(np.sum(flips < 0))
@@ -183,11 +183,17 @@ def _p(
     if beyond <= 0:
         return 1.0
     if min_effect:
-        flipped = sign_flip_p(changes - np.sign(d.mean) * min_effect, clusters)
+        flipped = _flipped(changes - np.sign(d.mean) * min_effect, clusters)
     if d.standard_error <= 1e-12 * abs(d.mean):  # all changed alike
         return flipped
-    p = float(2 * stats.t.sf(beyond / d.standard_error, d.degrees_of_freedom))
+    p = float(2 * special.stdtr(d.degrees_of_freedom, -beyond / d.standard_error))
     return max(p, flipped) if d.clusters < FEW_CLUSTERS else p
+
+
+def _flipped(changes: NDArray[np.float64], clusters: NDArray[np.int64]) -> float:
+    """The sign-flip test on the clusters with a task that changed; to flip the others changes nothing."""
+    moved = np.isin(clusters, np.unique(clusters[changes != 0]))
+    return sign_flip_p(changes[moved], clusters[moved]) if moved.any() else 1.0
 
 
 def _pass_at(scores: Scores) -> tuple[PassAtK, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 _EXACT_CLUSTERS = 14  # 2^14 sign patterns are all tried; with more clusters, a sample of them
@@ -62,8 +62,8 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     sums, sizes = cluster_sums(np.asarray(values, dtype=float)[None], clusters)
     means, errors, df = means_and_errors(sums, sizes)
     mean, error = float(means[0]), float(errors[0])
-    t = float(stats.t.ppf(0.5 + LEVEL / 2, df))
-    detectable = (t + float(stats.t.ppf(POWER, df))) * error
+    t = float(special.stdtrit(df, 0.5 + LEVEL / 2))
+    detectable = (t + float(special.stdtrit(df, POWER))) * error
     return MeanEstimate(mean, error, df, mean - t * error, mean + t * error, detectable, int(sizes.sum()), len(sizes))
 
 
@@ -130,18 +130,27 @@ def sign_flip_ps(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         sums (`ndarray` of shape (samples, clusters)): The sum of each cluster's values.
     """
     m = sums.shape[1]
-    exact = m <= _EXACT_CLUSTERS
-    patterns = 2**m if exact else _SAMPLED_SIGNS
+    least = np.abs(sums.sum(axis=1)) - 1e-12 * np.abs(sums).sum(axis=1)  # ties count, whatever rounding makes of them
+    if m <= _EXACT_CLUSTERS:
+        flipped = np.arange(2**m)[:, None] >> np.arange(m) & 1 == 1
+        shares: NDArray[np.float64] = (np.abs(np.where(flipped, -1.0, 1.0) @ sums.T) >= least).mean(axis=0)
+        return shares
     random = np.random.default_rng(0)
-    least = np.abs(sums.sum(axis=1)) * (1 - 1e-12) - 1e-12
-    as_extreme = np.zeros(len(sums), dtype=int)
-    block = max(1, _BLOCK // m)
-    for start in range(0, patterns, block):
-        rows = min(block, patterns - start)
-        if exact:
-            bits = (np.arange(start, start + rows)[:, None] >> np.arange(m)) & 1
-        else:
-            bits = np.unpackbits(random.integers(256, size=(rows, (m + 7) // 8), dtype=np.uint8), axis=1)[:, :m]
-        as_extreme += (np.abs((1.0 - 2.0 * bits) @ sums.T) >= least).sum(axis=0)
-    extra = 0 if exact else 1  # the observed pattern counts as one of the draws
-    return (as_extreme + extra) / (patterns + extra)
+    bytes_drawn = (m + 7) // 8
+    as_extreme = np.ones(len(sums))  # the observed pattern counts as one of the draws
+    block = max(1, _BLOCK // bytes_drawn)
+    for start in range(0, _SAMPLED_SIGNS, block):
+        shape = (min(block, _SAMPLED_SIGNS - start), bytes_drawn)
+        places = random.integers(256, size=shape, dtype=np.uint8) + 256 * np.arange(bytes_drawn)
+        for sample, one in enumerate(sums):
+            as_extreme[sample] += np.sum(np.abs(_sums_of_eight(one)[places].sum(axis=1)) >= least[sample])
+    return as_extreme / (_SAMPLED_SIGNS + 1)
+
+
+def _sums_of_eight(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums of each eight clusters under all patterns of their signs: what a drawn byte stands for."""
+    padded = np.zeros((len(sums) + 7) // 8 * 8)
+    padded[: len(sums)] = sums
+    signs = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), -1.0, 1.0)
+    table: NDArray[np.float64] = (padded.reshape(-1, 8) @ signs.T).ravel()
+    return table

@@ -66,13 +66,13 @@ def parse_metric(text: str) -> Metric:
         raise UserError(f"{text!r} is no metric: {text[sign.end() :]!r} is no number", remedy=EXAMPLES) from None
 
 
-def measure(metric: Metric, rollout: Rollout, row: Callable[[], Any]) -> float | None:
+def measure(metric: Metric, rollout: Rollout, row: Callable[[Rollout], Any]) -> float | None:
     """The metric of a rollout.
 
     Args:
         metric (`Metric`): The metric.
         rollout (`Rollout`): The record.
-        row (`Callable[[], Any]`): Gives the decoded row; called only where the record does not hold the number.
+        row (`Callable[[Rollout], Any]`): Gives its decoded row; called only where the record does not hold the number.
 
     Returns:
         `float`, *optional*: `None` where the row has no such number; may be non-finite.
@@ -82,7 +82,7 @@ def measure(metric: Metric, rollout: Rollout, row: Callable[[], Any]) -> float |
     elif metric.in_record:
         value = rollout.reward_components.get(metric.path.removeprefix(_COMPONENTS))
     else:
-        found = look_up(row(), metric.path)
+        found = look_up(row(rollout), metric.path)
         value = to_float(found) if isinstance(found, int | float) else None
     if value is None or not metric.sign or value != value:
         return value
