@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -28,57 +27,11 @@ from gymtrl.rollouts.reader import read_lines
 from gymtrl.rollouts.record import Origin
 from gymtrl.rollouts.summary import Bin, Component, Suspicion
 from gymtrl.rollouts.table import SCHEMA, rollout_table
+from pages import HOSTILE, Page
 from rows import row, write_rows
 
-VOID = {"meta", "img", "input", "br", "hr", "link"}
 SECTIONS = ["lines", "problems", "suspicions", "rewards", "tasks", "shape", "good-for", "rollouts"]
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
-
-
-class Page(HTMLParser):
-    """Reads a page; fails where tags do not match or an attribute stands twice."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.sections: dict[str, str] = {}
-        self.scripts: list[str] = []
-        self.section = ""
-        self.feed(source)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {name: value or "" for name, value in attrs}
-        assert len(found) == len(attrs), f"{tag} {attrs}"
-        self.elements.append((tag, found))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "section":
-            self.section = found["id"]
-            self.sections[self.section] = ""
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if self.section:
-            self.sections[self.section] += " "  # cells and terms are apart for the eye
-        if tag == "section":
-            self.section = ""
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
-        elif self.section:
-            self.sections[self.section] += data
-
-    def text(self, section: str) -> str:
-        return " ".join(self.sections[section].split())
-
-    def rollouts(self) -> list[dict[str, str]]:
-        return [found for tag, found in self.elements if tag == "details" and found.get("class") == "rollout"]
 
 
 def page(path: Path, examples: int = 60) -> Page:
@@ -241,18 +194,6 @@ def test_places_are_whole_and_nothing_unknown_is_zero(tmp_path: Path) -> None:
     assert sorted(rollout["data-outcome"] for rollout in shown.rollouts()) == ["", "", "", "bad", "good"]
     assert "no rule for: wide (from -5 to 7)" in shown.text("good-for")
     assert "1 rows for SFT" in shown.text("good-for") and "Groups that reach the threshold" in shown.text("tasks")
-
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</style></script></div></details><img src=x onerror=alert(1)>",
-    '" onmouseover="alert(1)" x=\'',
-    "javascript:alert(1)",
-    "{{ 7 * 7 }}{% raw %}",
-    "<!-- --> &lt;b&gt; ]]>",
-    "\x1b[31m\x00\x07 \u202eevil\u202c \u2066x",
-    "https://evil.example/x.png",
-]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

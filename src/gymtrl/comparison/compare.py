@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gymtrl.comparison.collection import Collection, read_collection
+from gymtrl.comparison.distribution import distributions
 from gymtrl.comparison.effect import FEW_CLUSTERS, Scores, adjusted, costs, estimate, score
 from gymtrl.comparison.metric import parse_metric
 from gymtrl.comparison.pairing import Half, Pairing, pair
@@ -123,6 +124,7 @@ def _candidate(before: Collection, compared: _Compared, overall: Effect, points:
         tasks=_tasks(pairing, scores),
         flips=_flips(pairing, scores, before, after),
         habits=habits,
+        distributions=distributions(pairing, before, after),
     )
 
 

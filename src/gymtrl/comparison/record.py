@@ -195,6 +195,32 @@ class Flip(msgspec.Struct, frozen=True):
     after: tuple[Origin, ...]
 
 
+class SharedBin(msgspec.Struct, frozen=True):
+    """Rollouts of both sides with values from `low` to `high`; equal bounds where there are few distinct values.
+
+    Attributes:
+        low, high (`float`): Bounds.
+        before, after (`int`): Rollouts.
+    """
+
+    low: float
+    high: float
+    before: int
+    after: int
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """How the compared rollouts are distributed before and after.
+
+    Attributes:
+        name (`str`): What is counted, as in `Cost`; `""` for the metric.
+        bins (`tuple[SharedBin, ...]`): In the order of their values.
+    """
+
+    name: str
+    bins: tuple[SharedBin, ...]
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """One collection after, against the one before.
 
@@ -210,6 +236,7 @@ class Candidate(msgspec.Struct, frozen=True):
         tasks (`tuple[TaskDifference, ...]`): Every task, by difference.
         flips (`tuple[Flip, ...]`): Tasks fixed and broken.
         habits (`tuple[Habits, ...]`): Of each environment with two clusters or more.
+        distributions (`tuple[Distribution, ...]`): The compared rollouts by the metric and by what they took.
     """
 
     outcome: Outcome
@@ -223,6 +250,7 @@ class Candidate(msgspec.Struct, frozen=True):
     tasks: tuple[TaskDifference, ...]
     flips: tuple[Flip, ...]
     habits: tuple[Habits, ...] = ()
+    distributions: tuple[Distribution, ...] = ()
 
 
 class Comparison(msgspec.Struct, frozen=True):

@@ -112,6 +112,7 @@ will gain more, less or nothing. No held-out question, nor its commuted twin, wa
   {out}/dataset                           the dataset, and train_with_trl.py to train from it without us
   {out}/trained/model                     the merged model
   {out}/validation/comparison.json        every held-out task, before and after
+  {out}/validation/report.html            the same to read in a browser, with rollouts side by side
 
 [bold]Try next[/]
   gymtrl inspect {out}/collected/rollouts.jsonl

@@ -20,13 +20,13 @@ from gymtrl.formats.settings import FormatSettings
 from gymtrl.formats.sft import format_sft
 from gymtrl.formats.source import format_inputs
 from gymtrl.formats.unpaired import format_kto
+from gymtrl.reports import comparison_page, training_page
 from gymtrl.reports.comparison import render_comparison
 from gymtrl.reports.plan import render_start
 from gymtrl.reports.progress import watch
 from gymtrl.reports.reading import watch_reading
 from gymtrl.reports.stage import render_manifest
 from gymtrl.reports.training import read_run, render_run
-from gymtrl.reports.training_page import write_page
 from gymtrl.selection.filter import files_read, filter_rollouts
 from gymtrl.selection.settings import FilterSettings
 from gymtrl.training.prepare import Prepared, train_inputs
@@ -156,15 +156,16 @@ def train_step(objective: str, dataset: Path, folder: Path, settings: Any) -> St
     def finish() -> None:
         page = folder / "report.html"
         if not page.is_file():
-            write_page(read_run(folder), page)
+            training_page.write_page(read_run(folder), page)
 
     return Step(f"train {objective}", folder, settings, lambda: train_inputs(dataset, settings), work, finish)
 
 
 def validate_step(
-    checkpoint: Path, folder: Path, settings: ValidateSettings, session: GymSession | None = None
+    checkpoint: Path | None, folder: Path, settings: ValidateSettings, session: GymSession | None = None
 ) -> Step:
-    """Tries the model before and after on held-out tasks, in a session that is open or one of its own."""
+    """Tries the model before and after on held-out tasks, in a session that is open or one of its own, and writes the
+    page."""
 
     def work(console: Console) -> None:
         with watch(console) as progress:
@@ -172,4 +173,9 @@ def validate_step(
                 session.progress = progress
             validate(checkpoint, folder, settings, session=session, progress=progress)
 
-    return Step("validate", folder, settings, lambda: validate_inputs(checkpoint, settings), work)
+    def finish() -> None:
+        page = folder / comparison_page.REPORT
+        if not page.is_file():
+            comparison_page.write_page(read_comparison(folder), page)
+
+    return Step("validate", folder, settings, lambda: validate_inputs(checkpoint, settings), work, finish)

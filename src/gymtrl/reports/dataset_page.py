@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from gymtrl.errors import UserError
 from gymtrl.formats.painted import PaintedRow
 from gymtrl.formats.totals import Totals, dataset_totals
 from gymtrl.rollouts.outputs import check_output
-from gymtrl.text import plain
 
 from .dataset import counted
+from .page import page_environment, write_whole
 
 _FOLDED_TOKENS = 1500
 _OWN_FILES = ("data/*.parquet", "dropped.parquet", "train_with_trl.py", "README.md", "manifest.json")
@@ -40,9 +37,7 @@ def write_page(dataset: Path, rows: Iterable[PaintedRow], html: Path) -> None:
     if html.exists() and any(html.samefile(path) for pattern in _OWN_FILES for path in dataset.glob(pattern)):
         raise UserError(f"{html} would be overwritten: it belongs to the dataset", remedy="name another file")
     page = dataset_page(dataset_totals(dataset), list(rows), title=dataset.resolve().name)
-    draft = html.with_name(f".{html.name}.partial")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(html)
+    write_whole(page, html)
 
 
 def dataset_page(totals: Totals, rows: list[PaintedRow], *, title: str) -> str:
@@ -56,17 +51,8 @@ def dataset_page(totals: Totals, rows: list[PaintedRow], *, title: str) -> str:
     Returns:
         `str`: A whole HTML document without any reference to another one.
     """
-    environment = Environment(
-        loader=PackageLoader("gymtrl.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_harmless,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(
-        count=lambda number: f"{number:,}",
-        width=lambda share: f"{100 * share:.2f}%",
         percent=lambda share: f"{share:.1%}",
         ids=lambda piece: ", ".join(map(str, piece.ids[:8])) + (", …" if len(piece.ids) > 8 else ""),
         words=counted,
@@ -78,8 +64,3 @@ def dataset_page(totals: Totals, rows: list[PaintedRow], *, title: str) -> str:
         failed=[row for row in rows if not row.passed],
         folded=_FOLDED_TOKENS,
     )
-
-
-def _harmless(value: object) -> str:
-    """Every value on its way into the page; `Markup` is what the templates themselves made."""
-    return value if isinstance(value, Markup) else plain(str(value))

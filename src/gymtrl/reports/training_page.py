@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from gymtrl.reports.curves import HEIGHT, WIDTH, Chart, Curve, chart, curve, events, speed
+from gymtrl.reports.page import page_environment, write_whole
 from gymtrl.reports.training import (
     TrainingRun,
     changes,
@@ -26,7 +24,6 @@ from gymtrl.reports.training import (
     stopped,
     words,
 )
-from gymtrl.text import plain
 
 _CURVES: dict[str, list[tuple[str, str]]] = {
     "Loss": [("loss", "training")],
@@ -55,9 +52,7 @@ def write_page(run: TrainingRun, html: Path) -> None:
         run (`TrainingRun`): As `read_run` or `gather_run` give it.
         html (`Path`): The page to write; one of that name is replaced.
     """
-    draft = html.with_name(f".{html.name}.partial")
-    draft.write_text(training_page(run), encoding="utf-8")
-    draft.replace(html)
+    write_whole(training_page(run), html)
 
 
 def training_page(run: TrainingRun) -> str:
@@ -69,15 +64,8 @@ def training_page(run: TrainingRun) -> str:
     Returns:
         `str`: A whole HTML document without any reference to another one.
     """
-    environment = Environment(
-        loader=PackageLoader("gymtrl.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_harmless,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(figure=figure, words=words, count=lambda number: f"{number:,}")
+    environment = page_environment()
+    environment.filters.update(figure=figure, words=words)
     charts, further = _charts(run.metrics)
     origins = run.facts("origins")
     plan = run.facts("plan")
@@ -133,8 +121,3 @@ def _sampled(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(steps) <= _SAMPLED:
         return steps
     return [steps[round(at * (len(steps) - 1) / (_SAMPLED - 1))] for at in range(_SAMPLED)]
-
-
-def _harmless(value: object) -> str:
-    """Every value on its way into the page; `Markup` is what the templates themselves made."""
-    return value if isinstance(value, Markup) else plain(str(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -123,6 +124,24 @@ def read_comparison(folder: Path) -> Comparison:
         ) from None
 
 
+def relocated(comparison: Comparison, old: Path, new: Path) -> Comparison:
+    """A comparison of rollouts in a folder that gets another name.
+
+    Args:
+        comparison (`Comparison`): The result, with the places that its rollouts had.
+        old, new (`Path`): The folder's names.
+    """
+
+    def moved(value: object) -> object:
+        if isinstance(value, str):
+            return value.replace(f"{old}{os.sep}", f"{new}{os.sep}")
+        if isinstance(value, dict):
+            return {key: moved(item) for key, item in value.items()}
+        return [moved(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return msgspec.convert(moved(msgspec.to_builtins(comparison)), Comparison)
+
+
 def compare_rollouts(
     before: Path, after: Sequence[Path], settings: CompareSettings, *, out: Path | None = None
 ) -> Comparison:
@@ -207,7 +226,7 @@ def validate(
             ).failed
         after = draft.path / "after" / "rollouts.jsonl"
         collected = session.collect(after_model, tasks, after, settings, name="after", served=settings)
-        comparison = compare_rollouts(before, [after], settings)
+        comparison = relocated(compare_rollouts(before, [after], settings), draft.path, out)
         _write_comparison(comparison, draft)
         draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
         draft.extra |= {"served_by": session.served_by}
