@@ -120,7 +120,7 @@ def test_every_generated_part_stands_in_a_page() -> None:
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
     expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
     expected += ["formatcolumns", "formatsettings", "rowdrops", "choicedrops", "jobkeys", "recipesections", "doctor"]
-    expected += ["defaults", "comparesettings"]
+    expected += ["defaults", "comparesettings", "worse"]
     assert sorted(parts) == sorted(expected)
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
@@ -228,9 +228,9 @@ def test_commands_of_a_page_run_and_show_what_it_says(
     assert blocks
     for commands, shown in blocks:
         done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=env, capture_output=True, text=True)
-        # Progress is told in lines where there is no terminal, and before it what a run will do.
+        # Progress is told in lines where there is no terminal, before it what a run will do, after it where a page is.
         told = re.sub(
-            r"^(  (rows|seen|cause|remedy): .*|(plan|note|warning): .*|step \d+/\d+  loss .*)\n",
+            r"^(  (rows|seen|cause|remedy): .*|(plan|note|warning): .*|→ .*|step \d+/\d+  loss .*)\n",
             "",
             done.stderr,
             flags=re.MULTILINE,
