@@ -293,7 +293,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "columns": _columns,
     "rules": _rules,
     "settings": _settings,
-    "compare-settings": _compare_settings,
+    "comparesettings": _compare_settings,
     "formatsettings": _format_settings,
     "jobkeys": _job_keys,
     "recipesections": _recipe_sections,

@@ -120,7 +120,7 @@ def test_every_generated_part_stands_in_a_page() -> None:
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
     expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
     expected += ["formatcolumns", "formatsettings", "rowdrops", "choicedrops", "jobkeys", "recipesections", "doctor"]
-    expected += ["defaults"]
+    expected += ["defaults", "comparesettings"]
     assert sorted(parts) == sorted(expected)
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
