@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from gymtrl.comparison.tool_errors import is_tool_error
 from gymtrl.rollouts.messages import text_length
@@ -28,9 +29,10 @@ HABITS = (
 MEASURES = (*COSTS, *HABITS)
 
 _SPECIAL = re.compile(r"<\|[a-zA-Z_]+\|>")
-_TAIL = 40
+_TAIL, _FEW = 40, 12  # characters
 _LOOPS = 4  # times that the end of a text stands in it
 _SAME_TURNS = 3
+_UNKNOWN = (math.nan,) * (len(HABITS) - 1)
 
 
 def measures(rollout: Rollout) -> tuple[float, ...]:
@@ -39,34 +41,49 @@ def measures(rollout: Rollout) -> tuple[float, ...]:
     Args:
         rollout (`Rollout`): Without a completion where its answer is no sound chat.
     """
-    tokens = [math.nan if n is None else float(n) for n in (rollout.input_tokens, rollout.output_tokens)]
-    if not rollout.completion:
-        unknown = [math.nan] * (len(HABITS) - 1)
-        return (*tokens, math.nan, math.nan, rollout.truncated, math.nan, math.nan, 1.0, *unknown)
-    calls, errors, failed, unknown_tools = rollout.n_tool_calls, 0, math.nan, math.nan
+    sent = math.nan if rollout.input_tokens is None else rollout.input_tokens
+    made = math.nan if rollout.output_tokens is None else rollout.output_tokens
+    completion, calls, cut = rollout.completion, rollout.n_tool_calls, rollout.truncated
+    if not completion:
+        return sent, made, math.nan, math.nan, cut, math.nan, math.nan, 1.0, *_UNKNOWN
+    errors, failed, unknown, repeated = 0, math.nan, math.nan, False
     if calls:
-        errors = sum(message.role == "tool" and is_tool_error(message.content) for message in rollout.completion)
-        failed, unknown_tools = errors / calls, _unknown_calls(rollout) / calls
-    said = [message for message in rollout.completion if message.role == "assistant"]
-    texts = [message.content for message in said if message.content]
-    thoughts = [message.reasoning_content for message in said if message.reasoning_content]
+        errors = sum([message.role == "tool" and is_tool_error(message.content) for message in completion])
+        failed, unknown = errors / calls, _unknown_calls(rollout) / calls
+    if rollout.turns >= _SAME_TURNS:
+        repeated = _turns_repeat(completion)
+    thought = "think_in_content" in rollout.flags
+    written = loops = marked = False
+    answer = ""
+    for message in completion:
+        if message.role == "assistant":
+            answer = message.content
+            loops = loops or _loops(answer)
+            marked = marked or _marked(answer)
+            if rollout.tools:
+                written = written or _calls(answer)
+            if message.reasoning_content:
+                thought, loops = True, loops or _loops(message.reasoning_content)
+    if thought:
+        answer = answer.rpartition("</think>")[2]
     return (
-        *tokens,
+        sent,
+        made,
         rollout.turns,
-        text_length(rollout.completion),
-        rollout.truncated,
+        text_length(completion),
+        cut,
         calls,
         errors,
         0.0,
         fault(rollout) == "ends_in_reasoning",
         failed,
-        unknown_tools,
-        any(map(_calls, texts)) if rollout.tools else math.nan,
-        len(said) >= _SAME_TURNS and _turns_repeat(said),
-        any(map(_loops, texts)) or any(map(_loops, thoughts)),
-        any(map(_marked, texts)),
-        bool(thoughts) or "think_in_content" in rollout.flags,
-        *_forms(said[-1].content.rpartition("</think>")[2]),
+        unknown,
+        written if rollout.tools else math.nan,
+        repeated,
+        loops,
+        marked,
+        thought,
+        *_forms(answer),
     )
 
 
@@ -95,10 +112,12 @@ def _calls(text: str) -> bool:
     )
 
 
-def _turns_repeat(said: list[Message]) -> bool:
+def _turns_repeat(completion: Iterable[Message]) -> bool:
     """Whether the policy made the same calls, or said the same, three times running."""
     before, times = None, 0
-    for message in said:
+    for message in completion:
+        if message.role != "assistant":
+            continue
         now = [(call.name, call.arguments_json) for call in message.tool_calls] or message.content
         times = times + 1 if now == before else 1
         if times == _SAME_TURNS:
@@ -112,7 +131,10 @@ def _loops(text: str) -> bool:
     if len(text) < _LOOPS * _TAIL:
         return False
     ended = text.rstrip()
-    return len(text) - len(ended) >= _LOOPS * _TAIL or ended.count(ended[-_TAIL:]) >= _LOOPS
+    if len(text) - len(ended) >= _LOOPS * _TAIL:
+        return True
+    # The last few characters of most texts stand in them once, and few are found sooner than many.
+    return ended.find(ended[-_FEW:]) < len(ended) - _FEW and ended.count(ended[-_TAIL:]) >= _LOOPS
 
 
 def _marked(text: str) -> bool:
