@@ -211,6 +211,35 @@ def test_servers_that_this_gym_does_not_have(gym_installation: GymInstallation, 
 
 
 @pytest.mark.slow
+def test_tasks_of_two_environments_choose_their_agents(
+    gym_installation: GymInstallation, smollm2_tools_dir: Path, tmp_path: Path
+) -> None:
+    # workplace_assistant needs no packages beyond Gym's own: its link is all that is missing.
+    home = tmp_path / "home"
+    shutil.copytree(gym_installation.venv_links, home / "servers", symlinks=True)
+    link = home / "servers" / "resources_servers" / "workplace_assistant" / ".venv"
+    link.parent.mkdir()
+    link.symlink_to(Path(gym_installation.python).parent.parent, target_is_directory=True)
+    servers = ("reasoning_gym", "workplace_assistant")
+    installation = msgspec.structs.replace(gym_installation, home=str(home), servers=servers)
+    (home / "gym.json").write_bytes(msgspec.json.encode(installation))
+
+    shipped = gym_installation.site_packages / "resources_servers" / "workplace_assistant" / "data" / "example.jsonl"
+    office = [task | {"agent_ref": {"name": "workplace_assistant_simple_agent"}} for task in read_tasks(shipped)[:2]]
+    tasks = [*make_tasks(Path(gym_installation.python))[:2], *office]
+    model = tiny_llama(tmp_path / "model", smollm2_tools_dir, max_position_embeddings=16384)
+    out = tmp_path / "rollouts.jsonl"
+    with gym_session(servers, tmp_path / "logs", gym_home=home) as session:
+        collection = session.collect(
+            model, tasks, out, CollectSettings(repeats=1, max_output_tokens=8), name="rollouts"
+        )
+    assert (collection.collected, collection.failed) == (4, 0)
+    agents = {r["_ng_task_index"]: r["agent_ref"]["name"] for r in map(json.loads, out.read_text().splitlines())}
+    assert agents == {index: task["agent_ref"]["name"] for index, task in enumerate(tasks)}
+    assert len(set(agents.values())) == 2
+
+
+@pytest.mark.slow
 def test_gym_that_cannot_start_says_which_server_and_why(gym_installation: GymInstallation, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(gym_installation.venv_links, home / "servers", symlinks=True)

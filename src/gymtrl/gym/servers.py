@@ -28,6 +28,7 @@ from gymtrl.text import plain
 _START_SECONDS = 600.0  # Ray and the servers, all at once on a busy machine
 _STOP_SECONDS = 30.0
 _RESTARTS = 3
+_RAY_TOO_SLOW = "node timed out during startup"  # Ray gives it 30 seconds
 _LOGS = "servers"  # below the folder in which Gym runs
 
 
@@ -206,8 +207,8 @@ class _StartedGym:
                 self._running.check()
                 return self._running
             except GymDied as error:
-                # What never ran is not mended by trying again.
-                if self._running is None and not self._restarts:
+                # What never ran is not mended by trying again, unless the machine was too busy for Ray to start.
+                if self._running is None and not self._restarts and _RAY_TOO_SLOW not in error.message:
                     raise
                 if self._restarts == _RESTARTS:
                     told = f"Gym was started again {_RESTARTS} times, and ended each time: {error.message}"
@@ -226,14 +227,14 @@ class _StartedGym:
             self._check(servers)
             self._tick(self._doing, passed)
             if servers and all(_answers(s.url) for s in servers):
-                self._running = RunningGym(self._head, servers, partial(self._check, servers), self._own)
+                self._running = RunningGym(self._head, servers, partial(self._check, servers, ready=True), self._own)
                 return
             time.sleep(0.5)
         raise RunError(f"Gym's servers were not ready after {_START_SECONDS:.0f} s", remedy=f"see {self._own.folder}")
 
-    def _check(self, servers: Sequence[ServerInstance]) -> None:
+    def _check(self, servers: Sequence[ServerInstance], *, ready: bool = False) -> None:
         """Gym itself looks after its servers once a minute; this sees at once that one has ended."""
-        ended = [s.process_name for s in servers if s.pid is not None and _has_ended(s.pid)]
+        ended = [s.process_name for s in servers if _has_ended(s.pid) or (ready and _refuses(s.url))]
         log = self._own.folder / _LOGS / f"{ended[0]}.log" if ended else self._own.folder / "gym.log"
         if ended or self._process is None or self._process.exit_code() is not None:
             raise GymDied(f"{', '.join(ended)} of Gym ended" if ended else "Gym's servers ended", log)
@@ -259,9 +260,24 @@ def _tail(log: Path, lines: int = 20) -> str:
         return ""
 
 
-def _has_ended(pid: int) -> bool:
+def _refuses(url: str | None) -> bool:
+    """Whether nothing listens there any more; a busy server still takes connections."""
+    if url is None:
+        return False
+    parts = httpx.URL(url)
     try:
-        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        socket.create_connection((parts.host, parts.port or 80), timeout=1.0).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _has_ended(pid: int | None) -> bool:
+    """Whether the process, a shell that Gym starts a server with, has ended; it may outlive the server."""
+    try:
+        return pid is not None and psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return True
 
