@@ -174,7 +174,7 @@ def test_a_server_killed_in_the_middle_loses_nothing(
     with gym_session("reasoning_gym", logs, progress=progress) as session:
         collection = session.collect(model, tasks, out, settings, name="rollouts")
     assert (collection.wanted, collection.collected, collection.failed) == (120, 120, 0)
-    assert found[0] - killed[0] < 10  # Gym itself looks once a minute
+    assert found[0] - killed[0] < 30  # Gym itself looks once a minute
     rows = [msgspec.json.decode(line) for line in out.read_bytes().splitlines()]
     keys = sorted((r["_ng_task_index"], r["_ng_rollout_index"]) for r in rows)
     assert keys == [(task, repeat) for task in range(60) for repeat in range(2)]
@@ -210,7 +210,7 @@ def test_servers_that_this_gym_does_not_have(gym_installation: GymInstallation, 
         require_installation(None, ["mcqa/mcqa", "reasoning_gym", "tavily"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tasks_of_two_environments_choose_their_agents(
     gym_installation: GymInstallation, smollm2_tools_dir: Path, tmp_path: Path
 ) -> None:
