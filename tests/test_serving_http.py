@@ -44,7 +44,7 @@ TEMPLATE = (
     '{% for c in m.tool_calls or [] %}<tool_call>{"name":"{{ c.function.name }}","arguments":'
     "{{ c.function.arguments | tojson }}}</tool_call> {% endfor %}{% endfor %}"
 )
-TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}]
 
 
 def make_model(folder: Path) -> Path:
