@@ -54,7 +54,7 @@ def find_leaks(tasks: Path, source: Path) -> list[Leak]:
       sides put some around a question of fewer than 13 words.
 
     What the user says is compared, and the whole prompt where many tasks have the same user turns and differ in a
-    system prompt that is no other task's. A task of 5 to 12 words that begins a longer one counts as shared.
+    system prompt that is no other task's. A task of 5 to 12 words counts as shared where they are half of a prompt.
 
     Args:
         tasks (`Path`): JSONL of Gym input rows.
