@@ -19,6 +19,7 @@ from gymtrl.selection import leaks
 from gymtrl.selection.leaks import find_leaks
 from gymtrl.selection.lines import read_rollout
 from gymtrl.validation.lineage import trained_on
+from gymtrl.validation.settings import ValidateSettings
 from gymtrl.validation.validate import require_unseen
 from gymtrl.workspace.artefact import artefact, sha256_of
 from rows import row, write_rows
@@ -206,6 +207,11 @@ def test_the_input_rows_beside_rollouts_belong_to_them(tmp_path: Path, runs: lis
             require_unseen(tasks, runs[1])
 
 
+@pytest.mark.parametrize("given", ["one", Path("one"), ["one"]])
+def test_one_source_may_be_named_alone(given: Any) -> None:
+    assert ValidateSettings(baseline="model", training=given).training == [Path("one")]
+
+
 def question(n: int) -> str:
     return f"What is {n} plus {n * 3} times {n + 7}, as one number, please work it out with care?"
 
@@ -307,8 +313,8 @@ def test_the_words_around_are_those_of_one_environment(tmp_path: Path) -> None:
         return asking(f"Be brief. {question(n)}") if n % 2 else asking(f"Solve it now. {question(n)}", agent="other")
 
     source = collected(tmp_path / "rollouts.jsonl", [sides(n) for n in range(20)])
-    tasks = [asking(f"Think. {question(n)}", agent=agent) for n, agent in ((3, "x"), (90, "x"), (4, "y"), (91, "y"))]
-    tasks[2:] = [asking(f"Think hard about it. {question(n)}", agent="y") for n in (4, 91)]
+    tasks = [asking(f"Think. {question(n)}", agent="x") for n in (3, 90)]
+    tasks += [asking(f"Think hard about it. {question(n)}", agent="y") for n in (4, 91)]
     assert leaks_of(tmp_path, tasks, source) == [(1, "text"), (3, "text")]
 
 

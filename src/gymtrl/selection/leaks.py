@@ -126,8 +126,7 @@ class _Said:
     def add(self, environment: str | None, text: str, frame: str) -> None:
         words = plain_words(text)
         said, around = hash_words(words), hash_words(plain_words(frame))
-        if said not in self.frames:
-            self.edges[environment].add(words)
+        self.edges[environment].add(words)
         self.frames[said].add(around)
         if len(self.texts[around]) < 2:
             self.texts[around].add(said)
