@@ -14,7 +14,7 @@ from gymtrl.comparison.bootstrap import bootstrap_interval
 from gymtrl.comparison.collection import Collection
 from gymtrl.comparison.discrete import mcnemar_p, pass_at_k
 from gymtrl.comparison.estimate import LEVEL, ROUNDING, MeanEstimate, cluster_mean, sign_flip_p
-from gymtrl.comparison.measures import COSTS, HABITS, MEASURES
+from gymtrl.comparison.measures import COSTS, FORMS, HABITS, MEASURES
 from gymtrl.comparison.multiple import holm
 from gymtrl.comparison.pairing import Half, Pairing
 from gymtrl.comparison.record import Cost, Effect, Habits, Outcome, PassAtK
@@ -203,7 +203,10 @@ def _costs(means: NDArray[np.float64], clusters: NDArray[np.int64]) -> list[Cost
 def _with_examples(cost: Cost, after: Collection, half: Half, tasks: NDArray[np.bool_]) -> Cost:
     if cost.name not in (*HABITS, "truncated"):
         return cost
-    shown = half.rows[tasks[half.tasks] & (after.measures[MEASURES.index(cost.name)][half.rows] > 0)]
+    values = after.measures[MEASURES.index(cost.name)][half.rows]
+    # Where a form was lost, rollouts without it show what became of it.
+    shows = values == 0 if cost.name in FORMS and cost.difference.mean < 0 else values > 0
+    shown = half.rows[tasks[half.tasks] & shows]
     return msgspec.structs.replace(cost, examples=tuple(str(after.origin(row)) for row in shown[:_EXAMPLES].tolist()))
 
 

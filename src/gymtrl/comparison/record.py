@@ -119,7 +119,8 @@ class Cost(msgspec.Struct, frozen=True):
         before, after (`float`): Means.
         difference (`MeanEstimate`): Of the tasks' means.
         tasks (`int`): Tasks in which it is known on both sides.
-        examples (`tuple[str, ...]`): Of ways to go, some rollouts after, as `file:line`.
+        examples (`tuple[str, ...]`): Of ways to go, some rollouts after, as `file:line`; of a form that was lost, some
+            without it.
     """
 
     name: str

@@ -36,10 +36,11 @@ class ValidateSettings(CollectSettings, CompareSettings, ServingSettings):
         description="Held-out tasks (JSONL), such as the heldout_inputs.jsonl that filter wrote.",
         json_schema_extra={"source": "none: 'gymtrl run' takes what filter holds out"},
     )
-    training: Path | None = Field(
+    training: list[Path] | None = Field(
         default=None,
-        description="Filter folder or rollouts that the checkpoint was trained on, where no run of 'train' tells.",
-        json_schema_extra={"source": "none: the checkpoint's manifest names them"},
+        description="Filter folder or rollouts that the checkpoint was trained on, where no run of 'train' tells, or "
+        "what it tells of has moved; may be repeated.",
+        json_schema_extra={"source": "none: the checkpoint's manifests name them"},
     )
     leak_check: bool = Field(
         default=True,
@@ -78,4 +79,9 @@ class ValidateSettings(CollectSettings, CompareSettings, ServingSettings):
     @field_validator("server", mode="before", json_schema_input_type=list[str] | str)
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
+        return one_or_more(value)
+
+    @field_validator("training", mode="before", json_schema_input_type=list[str] | str | None)
+    @classmethod
+    def _none_or_more(cls, value: Any) -> Any:
         return one_or_more(value)
