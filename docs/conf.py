@@ -32,7 +32,7 @@ myst_heading_anchors = 4
 # `--flag` must not become a dash and a word.
 smartquotes = False
 
-# A dead link between pages is a warning, and warnings are errors; names in docstrings are also those of other libraries.
+# A dead link between pages is a warning, and warnings are errors; docstrings also name what other libraries have.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r".*")]
 default_role = "py:obj"
