@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from command_line import command_line
 from pydantic import BaseModel
 
 from gymtrl.comparison.settings import CompareSettings
@@ -285,6 +286,7 @@ def _code(text: str) -> str:
 
 _MOMENTS = {"preflight": "before", "live": "in training", "after": "afterwards"}
 _PARTS: dict[str, Callable[[], str]] = {
+    "commandline": lambda: command_line(_table),
     "context": lambda: _verdicts("context"),
     "reject": lambda: _verdicts("reject"),
     "skip": lambda: _verdicts("skip"),
