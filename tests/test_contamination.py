@@ -252,7 +252,7 @@ def test_rollouts_and_input_rows_carry_keys(tmp_path: Path) -> None:
 
 def test_a_rollout_that_cannot_be_trained_on_still_names_its_task(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "r.jsonl", [row("6 x 7?", "42", 1.0) | {"response": {"output": []}}])
-    assert held_out_texts(path) == [HeldOut(str(path), 1, "6 x 7?", None, None)]
+    assert held_out_texts(path) == [HeldOut(str(path), 1, "6 x 7?", None, None, "", "agent")]
 
 
 @pytest.mark.parametrize(
