@@ -11,7 +11,7 @@
 # make benchmark-compare comparing two collections against a plain script
 # make benchmark-train speed of training against a plain script and against trl sft (needs Gym: gymtrl gym setup)
 # make check-learning four objectives trained on real rollouts and on controls: what they learn (needs Gym: gymtrl gym setup)
-# make calibration    false positives, coverage and power of the comparison, on simulated studies (20 minutes)
+# make calibration    false positives, coverage and power of the comparison, on simulated studies (4 minutes)
 # make validate-real  the whole job on two environments of the real Gym, one with tool calls, a server killed in it
 # make check-vllm     what training leaves, served by vLLM's CPU build: the same answers as from transformers
 # make contract-gym-0.7 a newer Gym in an environment of its own: collects and validates through it (needs a Python 3.13)

@@ -106,7 +106,7 @@ TASK_RULES = (
         "template, too high a learning rate.",
         "Read broken tasks in the rollouts; train again with rollouts of this environment among the others, and with a "
         "third of the --learning-rate",
-        "by the interval, with Holm's adjustment where there are several environments",
+        "by the interval, with Holm's adjustment where several environments or candidates are tested",
         _environments,
     ),
     ChangeRule(
