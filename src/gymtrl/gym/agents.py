@@ -70,7 +70,7 @@ async def _ask_all(
                         failure = result.get("_ng_failure_class")
                         failed = failure is not None or bool(result.get("_ng_no_persist"))
                         file = bad if failed else good
-                        # Buffered: a write to a full disk may be short, and the rest of a line must come before the next.
+                        # Buffered: a write to a full disk may be short, and the rest of a line comes before the next.
                         file.write(msgspec.json.encode(result) + b"\n")
                         file.flush()
                         if not failed:

@@ -70,7 +70,7 @@ class GymSession:
         if done is not None:
             return done
         gym = self._starting()
-        with self._serving(model, settings.concurrency, served) as endpoint:
+        with self._serving(model, settings, served) as endpoint:
             self.served_by = endpoint.server
             return collect(
                 gym,
@@ -82,18 +82,20 @@ class GymSession:
             )
 
     def _serving(
-        self, model: Path | Hosted, concurrency: int, served: ServingSettings
+        self, model: Path | Hosted, settings: CollectSettings, served: ServingSettings
     ) -> AbstractContextManager[Endpoint]:
         if isinstance(model, Hosted):
             from gymtrl.serving.relay import relaying
 
-            return relaying(model, name=self.endpoint_name, port=self.port)
+            return relaying(
+                model, name=self.endpoint_name, port=self.port, max_output_tokens=settings.max_output_tokens
+            )
         return serving(
             model,
             name=self.endpoint_name,
             port=self.port,
             logs=self.folder,
-            max_batch=concurrency,
+            max_batch=settings.concurrency,
             backend=served.backend,
             vllm=served.vllm,
             tick=lambda server, seconds: self.progress(f"loading the model into {server}, seconds", int(seconds), 0),
