@@ -14,6 +14,7 @@ from gymtrl.comparison.record import COMPARISON, Comparison
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
+from gymtrl.gym.settings import CollectSettings
 from gymtrl.selection.leaks import Leak, find_leaks
 from gymtrl.serving.hosted import Hosted
 from gymtrl.validation.lineage import trained_on
@@ -21,6 +22,7 @@ from gymtrl.validation.session import GymSession, Progress, gym_session, silent
 from gymtrl.validation.settings import ValidateSettings
 from gymtrl.workspace.artefact import Draft, artefact
 
+_ROLLOUTS_MADE_WITH = {*CollectSettings.model_fields, "backend", "baseline", "endpoint", "endpoint_model", "server"}
 _SHOWN_LEAKS = 3
 _SHARED = {"task_key": "prompt and tools", "input_key": "input row", "text": "question", "cluster": "cluster"}
 
@@ -185,7 +187,7 @@ def validate(
     """Collects rollouts of the baseline and the checkpoint on held-out tasks, and compares them.
 
     Writes `before/rollouts.jsonl`, `after/rollouts.jsonl` with Gym's sidecars, and `comparison.json`. An interrupted
-    validation goes on where it stopped.
+    validation goes on where it stopped, also where the rollouts are to be compared otherwise by now.
 
     Args:
         checkpoint (`Path`, *optional*): Model folder, adapter folder, or what `train` wrote; `None` where the settings
@@ -204,7 +206,14 @@ def validate(
     tasks = read_tasks(task_file)
     if settings.leak_check:
         require_unseen(task_file, checkpoint, settings.training)
-    opened = artefact(out, verb="validate", settings=settings, inputs=inputs, resumable=True)
+    opened = artefact(
+        out,
+        verb="validate",
+        settings=settings,
+        inputs=inputs,
+        resumable=True,
+        resumed_by=_ROLLOUTS_MADE_WITH,
+    )
     with opened as draft, ExitStack() as stack:
         if session is None:
             session = stack.enter_context(
