@@ -37,7 +37,6 @@ class GymSession:
         endpoint_name (`str`): Model name that the endpoint answers to.
         folder (`Path`): Receives logs.
         progress (`Progress`): Told about waiting and collecting.
-        served_by (`str`): What served the last model, in words; `""` where nothing had to be collected.
     """
 
     servers: tuple[str, ...]
@@ -47,7 +46,6 @@ class GymSession:
     head: str | None = None
     endpoint_name: str = "policy"
     progress: Progress = silent
-    served_by: str = field(default="", init=False)
     _stack: ExitStack = field(default_factory=ExitStack)
     _gym: Callable[[], RunningGym] | None = None
 
@@ -60,18 +58,21 @@ class GymSession:
         *,
         name: str,
         served: ServingSettings = _SERVED,
+        like: Path | None = None,
     ) -> Collection:
         """Serves `model` and collects its rollouts; both end when the last rollout is in.
 
         Gym is started at the first call and is up as long as the session. A hosted model is reached through a relay at
-        the session's own port.
+        the session's own port. With `like`, rollouts of another model, the same has to serve both.
         """
         done = finished(tasks, out, settings)
         if done is not None:
             return done
         gym = self._starting()
         with self._serving(model, settings, served) as endpoint:
-            self.served_by = endpoint.server
+            _require_one_server(out, endpoint.server, like)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _served_by_file(out).write_text(endpoint.server)
             return collect(
                 gym,
                 tasks,
@@ -120,6 +121,29 @@ class GymSession:
                 )
             )
         return self._gym
+
+
+def served_by(rollouts: Path) -> str:
+    """Returns what served the model whose rollouts these are, in words; `""` where nothing tells."""
+    try:
+        return _served_by_file(rollouts).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _served_by_file(rollouts: Path) -> Path:
+    return rollouts.with_name(f"{rollouts.stem}_served_by.txt")
+
+
+def _require_one_server(out: Path, server: str, like: Path | None) -> None:
+    """Two servers sample alike, but do not compute alike: a difference of theirs would be taken for the models'."""
+    begun = [path for path in (out, like) if path is not None and path.exists() and path.stat().st_size]
+    for other in filter(None, map(served_by, begun)):
+        if other != server:
+            raise UserError(
+                f"{other} served the rollouts that are there already, and {server} would serve the others",
+                remedy="have the same serve both with --backend and --vllm, or begin anew in another folder with -o",
+            )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from gymtrl.gym.settings import CollectSettings
 from gymtrl.selection.leaks import Leak, find_leaks
 from gymtrl.serving.hosted import Hosted
 from gymtrl.validation.lineage import trained_on
-from gymtrl.validation.session import GymSession, Progress, gym_session, silent
+from gymtrl.validation.session import GymSession, Progress, gym_session, served_by, silent
 from gymtrl.validation.settings import ValidateSettings
 from gymtrl.workspace.artefact import Draft, artefact
 
@@ -227,18 +227,19 @@ def validate(
                     progress=progress,
                 )
             )
-        failed_before = None
+        failed_before = like = None
         if before.is_dir():
             before_model, before = before, draft.path / "before" / "rollouts.jsonl"
             failed_before = session.collect(
                 before_model, tasks, before, settings, name="before", served=settings
             ).failed
+            like = before if isinstance(after_model, Path) else None
         after = draft.path / "after" / "rollouts.jsonl"
-        collected = session.collect(after_model, tasks, after, settings, name="after", served=settings)
+        collected = session.collect(after_model, tasks, after, settings, name="after", served=settings, like=like)
         comparison = relocated(compare_rollouts(before, [after], settings), draft.path, out)
         _write_comparison(comparison, draft)
         draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
-        draft.extra |= {"served_by": session.served_by}
+        draft.extra |= {"served_before": served_by(before), "served_after": served_by(after)}
     return comparison
 
 
