@@ -19,8 +19,9 @@ from starlette.routing import Route
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.gym.servers import free_port
+from gymtrl.processes import KEY_VARIABLE
 from gymtrl.serving import relay
-from gymtrl.serving.hosted import KEY_VARIABLE, TOKEN_FIELDS, Hosted
+from gymtrl.serving.hosted import TOKEN_FIELDS, Hosted
 from gymtrl.serving.relay import relaying
 from test_serving_http import make_model, running
 
@@ -122,6 +123,21 @@ def test_a_provider_is_asked_for_what_it_knows(monkeypatch: pytest.MonkeyPatch) 
         models = httpx.get(f"{endpoint.url}/models").json()
         assert [model["id"] for model in models["data"]] == ["policy"]
         assert KEY not in endpoint.server and KEY not in answer.text
+
+
+def test_who_does_not_know_the_relays_key_spends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with provider(seen) as url, relaying(Hosted(url, "big"), **ours(), key="of-this-session") as endpoint:
+        probed = len(seen)
+        assert ask(endpoint.url, "Hi").status_code == 401
+        body = {"model": "policy", "messages": [{"role": "user", "content": "Hi"}]}
+        for given, status in (("Bearer other", 401), ("Bearer of-this-session", 200), ("Bearer \xe9", 401)):
+            headers = {b"Authorization": given.encode("latin-1")}
+            answer = httpx.post(f"{endpoint.url}/chat/completions", json=body, headers=headers)
+            assert answer.status_code == status
+        assert len(seen) == probed + 1
+        endpoint.check()  # that strangers are refused says nothing about the endpoint
 
 
 def test_reasoning_stands_in_the_text_where_gym_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ class World(BaseHTTPRequestHandler):
             return self.answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
         question = body["responses_create_params"]["input"][0]["content"]
         self.asked[question] += 1
+        time.sleep(0.4)  # the collection is looked at twice a second
         return self.answer(row(question, "Well.", 1.0) | {"responses_create_params": body["responses_create_params"]})
 
     def answer(self, body: Any) -> None:

@@ -10,9 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from gymtrl.errors import RunError, UserError
-
-KEY_VARIABLE = "GYMTRL_ENDPOINT_KEY"
-"""Environment variable that holds the key of a hosted endpoint; it is sent there, and written nowhere."""
+from gymtrl.processes import KEY_VARIABLE
 
 TOKEN_FIELDS: dict[str, Any] = {"logprobs": True, "top_logprobs": 0, "return_tokens_as_token_ids": True}
 """What Gym asks for besides the answer where it records token ids."""
@@ -46,7 +44,7 @@ class Hosted:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request carries besides its body; the key is in it."""
+        """What a request carries besides its body; the key is in it, and is sent nowhere else and never written."""
         key = os.environ.get(KEY_VARIABLE)
         return {"Authorization": f"Bearer {key}"} if key else {}
 

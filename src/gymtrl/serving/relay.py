@@ -1,12 +1,14 @@
 """A hosted endpoint as one on loopback: under our port and model name, with its key added on the way out.
 
 Gym is told one address and one model name when it starts, and stays up while the policy behind them changes. It never
-sees the key, and so cannot write it into its files.
+sees the key, and so cannot write it into its files; it asks with one of our own, without which anybody on the machine
+could spend the other.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +23,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gymtrl.errors import RunError
-from gymtrl.serving.hosted import KEY_VARIABLE, TOKEN_FIELDS, Hosted, gives_token_ids
+from gymtrl.processes import KEY_VARIABLE
+from gymtrl.serving.hosted import TOKEN_FIELDS, Hosted, gives_token_ids
 from gymtrl.serving.launch import Endpoint, require_free
 
 _TIMEOUT = httpx.Timeout(600.0, connect=20.0)
@@ -33,7 +36,9 @@ _START_SECONDS = 30.0
 
 
 @contextmanager
-def relaying(hosted: Hosted, *, name: str, port: int, max_output_tokens: int) -> Iterator[Endpoint]:
+def relaying(
+    hosted: Hosted, *, name: str, port: int, max_output_tokens: int, key: str | None = None
+) -> Iterator[Endpoint]:
     """Answers on loopback what a hosted endpoint answers, for as long as the block lasts.
 
     Where that endpoint knows no token ids, it is not asked for them, and they are empty in the answers.
@@ -43,6 +48,7 @@ def relaying(hosted: Hosted, *, name: str, port: int, max_output_tokens: int) ->
         name (`str`): Model name that requests carry here.
         port (`int`): TCP port.
         max_output_tokens (`int`): Tokens that requests will ask for at most, which the endpoint must allow.
+        key (`str`, *optional*): What requests must carry as their bearer token; nothing by default.
 
     Raises:
         UserError: The endpoint refuses key, model or request.
@@ -50,7 +56,7 @@ def relaying(hosted: Hosted, *, name: str, port: int, max_output_tokens: int) ->
     """
     require_free(port)
     state = _State(hosted.url)
-    app = _app(hosted, name, state, token_ids=gives_token_ids(hosted, max_output_tokens))
+    app = _app(hosted, name, state, key, token_ids=gives_token_ids(hosted, max_output_tokens))
     server = uvicorn.Server(
         uvicorn.Config(
             app, host="127.0.0.1", port=port, log_level="error", access_log=False, timeout_graceful_shutdown=1
@@ -105,11 +111,15 @@ class _State:
             raise RunError(told, remedy="run it again when it does; it goes on from here")
 
 
-def _app(hosted: Hosted, name: str, state: _State, *, token_ids: bool) -> Starlette:
+def _app(hosted: Hosted, name: str, state: _State, key: str | None, *, token_ids: bool) -> Starlette:
     limits = httpx.Limits(max_connections=None)
     client = httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, headers=hosted.headers)
 
     async def forward(request: Request, path: str) -> tuple[int, bytes]:
+        given = request.headers.get("authorization", "").encode()
+        if key is not None and not secrets.compare_digest(given, f"Bearer {key}".encode()):
+            failure = {"message": "this endpoint is for one Gym alone, which knows its key", "code": 401}
+            return 401, json.dumps({"error": failure}).encode()
         body = await request.json() | {"model": hosted.model}
         if not token_ids:
             body = _without_token_fields(body)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gymtrl.errors import UserError
@@ -48,6 +50,7 @@ class GymSession:
     progress: Progress = silent
     _stack: ExitStack = field(default_factory=ExitStack)
     _gym: Callable[[], RunningGym] | None = None
+    _key: str = field(default_factory=partial(secrets.token_hex, 16), init=False, repr=False)
 
     def collect(
         self,
@@ -89,7 +92,11 @@ class GymSession:
             from gymtrl.serving.relay import relaying
 
             return relaying(
-                model, name=self.endpoint_name, port=self.port, max_output_tokens=settings.max_output_tokens
+                model,
+                name=self.endpoint_name,
+                port=self.port,
+                max_output_tokens=settings.max_output_tokens,
+                key=self._key if self.head is None else None,
             )
         return serving(
             model,
@@ -116,6 +123,7 @@ class GymSession:
                     servers=self.servers,
                     policy_url=f"http://127.0.0.1:{self.port}/v1",
                     policy_name=self.endpoint_name,
+                    policy_key=self._key,
                     folder=self.folder,
                     tick=lambda doing, seconds: self.progress(doing, int(seconds), 0),
                 )
