@@ -179,6 +179,8 @@ def test_tool_calls(client: httpx.Client) -> None:
     for fields in ({"tool_choice": "none"}, {"tools": None}):
         message = ask(client, "call", **({"tools": TOOLS, "max_tokens": 9} | fields)).json()["choices"][0]["message"]
         assert message == {"role": "assistant", "content": CALL}
+    cut = ask(client, "call", tools=TOOLS, max_tokens=1).json()["choices"][0]  # a whole call, and no token for the end
+    assert cut["message"]["tool_calls"][0]["function"] == call["function"] and cut["finish_reason"] == "tool_calls"
     broken = ask(client, "break", tools=TOOLS, max_tokens=9).json()["choices"][0]
     assert (broken["message"]["content"], broken["finish_reason"]) == (BROKEN, "stop")
 

@@ -56,24 +56,24 @@ class ValidateSettings(CollectSettings, CompareSettings, ServingSettings):
     head: str | None = Field(
         default=None,
         description="URL of a running Gym's head server; if not given, Gym is started and stopped.",
-        json_schema_extra={"source": "none: a Gym of its own"},
+        json_schema_extra={"source": "none: a Gym of its own", "changes_result": False},
     )
     endpoint_name: str = Field(
         default="policy",
         description="Model name that the endpoint answers to. With --head, its policy_model_name.",
-        json_schema_extra={"source": "ours: what Gym is told where gymtrl starts it"},
+        json_schema_extra={"source": "ours: what Gym is told where gymtrl starts it", "changes_result": False},
     )
     endpoint_port: int | None = Field(
         default=None,
         ge=1,
         le=65535,
         description="Port of the endpoint; a free one if not given. With --head, the port of its policy_base_url.",
-        json_schema_extra={"source": "none: no two runs meet"},
+        json_schema_extra={"source": "none: no two runs meet", "changes_result": False},
     )
     gym_home: Path | None = Field(
         default=None,
         description="Where 'gym setup' installed Gym, if not in its usual place.",
-        json_schema_extra={"source": "where 'gym setup' installs"},
+        json_schema_extra={"source": "where 'gym setup' installs", "changes_result": False},
     )
 
     @field_validator("server", mode="before", json_schema_input_type=list[str] | str)

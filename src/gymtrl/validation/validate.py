@@ -14,13 +14,15 @@ from gymtrl.comparison.record import COMPARISON, Comparison
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
+from gymtrl.gym.settings import CollectSettings
 from gymtrl.selection.leaks import Leak, find_leaks
 from gymtrl.serving.hosted import Hosted
 from gymtrl.validation.lineage import Origin, trained_on
-from gymtrl.validation.session import GymSession, Progress, gym_session, silent
+from gymtrl.validation.session import GymSession, Progress, gym_session, served_by, silent
 from gymtrl.validation.settings import ValidateSettings
 from gymtrl.workspace.artefact import Draft, artefact, sha256_of
 
+_ROLLOUTS_MADE_WITH = {*CollectSettings.model_fields, "backend", "baseline", "endpoint", "endpoint_model", "server"}
 _SHOWN_LEAKS = 3
 _ANYWAY = "or pass --no-leak-check to validate all the same"
 _SHARED = {"task_key": "prompt and tools", "input_key": "input row", "text": "question", "cluster": "cluster"}
@@ -203,7 +205,7 @@ def validate(
     """Collects rollouts of the baseline and the checkpoint on held-out tasks, and compares them.
 
     Writes `before/rollouts.jsonl`, `after/rollouts.jsonl` with Gym's sidecars, and `comparison.json`. An interrupted
-    validation goes on where it stopped.
+    validation goes on where it stopped, also where the rollouts are to be compared otherwise by now.
 
     Args:
         checkpoint (`Path`, *optional*): Model folder, adapter folder, or what `train` wrote; `None` where the settings
@@ -222,7 +224,14 @@ def validate(
     tasks = read_tasks(task_file)
     if settings.leak_check:
         require_unseen(task_file, checkpoint, settings.training or ())
-    opened = artefact(out, verb="validate", settings=settings, inputs=inputs, resumable=True)
+    opened = artefact(
+        out,
+        verb="validate",
+        settings=settings,
+        inputs=inputs,
+        resumable=True,
+        resumed_by=_ROLLOUTS_MADE_WITH,
+    )
     with opened as draft, ExitStack() as stack:
         if session is None:
             session = stack.enter_context(
@@ -236,18 +245,19 @@ def validate(
                     progress=progress,
                 )
             )
-        failed_before = None
+        failed_before = like = None
         if before.is_dir():
             before_model, before = before, draft.path / "before" / "rollouts.jsonl"
             failed_before = session.collect(
                 before_model, tasks, before, settings, name="before", served=settings
             ).failed
+            like = before if isinstance(after_model, Path) else None
         after = draft.path / "after" / "rollouts.jsonl"
-        collected = session.collect(after_model, tasks, after, settings, name="after", served=settings)
+        collected = session.collect(after_model, tasks, after, settings, name="after", served=settings, like=like)
         comparison = relocated(compare_rollouts(before, [after], settings), draft.path, out)
         _write_comparison(comparison, draft)
         draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
-        draft.extra |= {"served_by": session.served_by}
+        draft.extra |= {"served_before": served_by(before), "served_after": served_by(after)}
     return comparison
 
 
