@@ -409,7 +409,7 @@ def test_start_failures(model: Path, tmp_path: Path) -> None:
             (command(model, "--port", port), 3, "another one"),
             (command(tmp_path / "absent"), 2, "checkpoint"),
             (command(tmp_path / "empty"), 2, "config.json"),
-            (command(tmp_path / "adapter"), 2, "name it with --model"),
+            (command(tmp_path / "adapter"), 2, "also takes --model"),
             (command(model, "--max-batch", "0"), 2, "at least 1"),
             (command(model, "--port", "65536"), 2, "65535"),
             (command(model, "--port", "-1"), 2, "65535"),
