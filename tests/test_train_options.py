@@ -96,6 +96,14 @@ def test_values_that_are_taken_are_tried_without_joining_other_processes(
     assert not distributed.is_initialized()
 
 
+def test_tied_embeddings_get_no_adapter() -> None:
+    tied = LlamaConfig(**TINY.to_dict() | {"tie_word_embeddings": True})
+    for module in ("embed_tokens", "lm_head"):
+        with pytest.raises(UserError, match="merging an adapter of one would change both"):
+            check_layers(lora(target_modules=["q_proj", module]), tied)
+        check_layers(lora(target_modules=["q_proj", module]), TINY)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

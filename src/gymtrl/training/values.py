@@ -31,6 +31,7 @@ _STARTS = (True, False, "gaussian", "orthogonal", "olora", "pissa")
 
 _CHANGING = (
     "layer_replication",
+    "lora_bias",
     "alora_invocation_tokens",
     "arrow_config",
     "corda_config",
@@ -193,6 +194,12 @@ def check_layers(settings: TrainSettings, config: PretrainedConfig, *, trust_rem
             inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"PEFT refuses the settings: {error}", remedy="correct the option that it names") from error
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if config.get_text_config().tie_word_embeddings and any(hasattr(end, "lora_A") for end in ends):
+        raise UserError(
+            "peft: the model's embeddings are its output layer, too, and merging an adapter of one would change both",
+            remedy="leave them out of target_modules; modules_to_save trains them whole",
+        )
 
 
 def _check_kinds(section: str, options: dict[str, Any], owner: type[Any]) -> None:
