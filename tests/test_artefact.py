@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, Field
 
 from gymtrl.errors import RunError, UserError
-from gymtrl.workspace.artefact import Counts, artefact, read_manifest, up_to_date
+from gymtrl.workspace.artefact import Counts, Draft, artefact, read_manifest, sha256_of, up_to_date
 
 
 class Settings(BaseModel):
@@ -150,6 +151,50 @@ def test_what_is_kept_need_not_depend_on_every_setting(tmp_path: Path, source: P
     with pytest.raises(KeyboardInterrupt):
         attempt(Both(late=2), True)
     assert not attempt(Both(early=2), False)
+
+
+def test_what_is_checked_first_costs_nothing_that_was_left(tmp_path: Path, source: Path) -> None:
+    def attempt(value: int, check: Callable[[Draft], object]) -> bool:
+        settings = Settings(value=value)
+        with artefact(
+            tmp_path / "o", verb="t", settings=settings, inputs=[source], resumable=True, check=check
+        ) as draft:
+            (draft.path / "part").write_text("hours")
+            raise KeyboardInterrupt
+
+    def refuse(draft: Draft) -> None:
+        raise RunError("no room", remedy="make some")
+
+    with pytest.raises(RunError):
+        attempt(1, refuse)
+    assert [path.name for path in tmp_path.iterdir()] == ["input.jsonl"]
+    with pytest.raises(KeyboardInterrupt):
+        attempt(1, lambda draft: None)
+    with pytest.raises(RunError):
+        attempt(2, refuse)
+    seen: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        attempt(1, lambda draft: seen.append(draft.resumed and (draft.path / "part").read_text() == "hours"))
+    assert seen == [True]
+
+
+def test_an_artefact_whose_listed_files_were_edited_is_another_input(tmp_path: Path, source: Path) -> None:
+    with artefact(tmp_path / "made", verb="t", settings=Settings(), inputs=[source]) as draft:
+        (draft.path / "rows").write_text("one")
+        (draft.path / "page").write_text("one")
+        draft.extra["files"] = {"rows": sha256_of(draft.path / "rows")}
+    made = tmp_path / "made"
+    before = sha256_of(made)
+    assert before == sha256_of(made / "manifest.json")
+    (made / "page").write_text("two")
+    (made / "rows").touch()
+    assert sha256_of(made) == before
+    write(tmp_path / "out", made)
+    (made / "rows").write_text("two")
+    assert up_to_date(tmp_path / "out", verb="test", settings=Settings(), inputs=[made]) is None
+    edited = sha256_of(made)
+    (made / "rows").unlink()
+    assert len({before, edited, sha256_of(made)}) == 3
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path, source: Path) -> None:

@@ -30,7 +30,6 @@ from gymtrl import (
 )
 from gymtrl.cli.main import app
 from gymtrl.training.calibrate import row_tokens
-from gymtrl.training.data import read_dataset
 from gymtrl.training.machine import ADDRESS_SPACE, Gpu, Machine
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import check_options
@@ -116,12 +115,12 @@ def test_four_bits_need_a_gpu_bitsandbytes_and_recorded_log_probabilities(tiny: 
         prepare(groups, TrainGrpoSettings(method="qlora"))
     assert "set method to lora" in (caught.value.remedy or "")
 
-    data, card = read_dataset(tiny, SFT.made_by, SFT.sequences), Gpu("a card", 2**30, 2**30, True)
+    card = Gpu("a card", 2**30, 2**30, True)
     with pytest.raises(UserError, match="needs a GPU"):
-        require_quantization(SFT, data, Machine(2**30, "memory", 1))
+        require_quantization(Machine(2**30, "memory", 1))
     if find_spec("bitsandbytes") is None:
         with pytest.raises(UserError, match="needs bitsandbytes"):
-            require_quantization(SFT, data, Machine(2**30, "memory", 1, (card,)))
+            require_quantization(Machine(2**30, "memory", 1, (card,)))
 
 
 @pytest.mark.parametrize(
@@ -197,3 +196,24 @@ def test_a_job_script_is_printed_in_place_of_training(tiny: Path, tmp_path: Path
     (line,) = (line for line in lines if " train sft " in line)
     assert f"'{tmp_path / 'my run'}'" in line and "--emit" not in line and "--hours" not in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        ("/nonexistent", [], "/nonexistent"),
+        ("", ["--set", "trl.optm=1"], "trl: SFTConfig has no option 'optm'; did you mean 'optim'?"),
+        ("", ["--set", "trl.weight_decay=x"], "trl: weight_decay = 'x'"),
+        ("", ["--set", "trl.hub_token=hf_secret"], "trl: 'hub_token' would be written into the files"),
+        ("", ["--hours", "0.1"], "--hours"),
+    ],
+    ids=["dataset", "name", "value", "token", "hours"],
+)
+def test_no_job_script_is_printed_for_what_training_would_refuse(
+    dataset: str, options: list[str], message: str, tiny: Path
+) -> None:
+    words = ["train", "sft", dataset or str(tiny), "-o", "run", "--nproc", "8", "--nodes", "2", "--emit", "slurm"]
+    done = CliRunner().invoke(app, [*words, *options])
+    assert done.exit_code != 0 and done.stdout == ""
+    assert message in done.stderr or message in str(done.exception)
+    assert "hf_secret" not in done.output

@@ -162,6 +162,8 @@ def test_a_stage_that_is_not_there_cannot_be_started_after(job: Path) -> None:
         ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft:\n  epochs: -1", r"epochs = -1 \(recipe r.yaml:4\)"),
         ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft: {trl: {adam_epsilom: 1}}", "did you mean 'adam_epsilon'"),
         ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft: {report_to: [wandbb]}", "did you mean 'wandb'"),
+        ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft: {scheduler: lineer}", "lineer'? is not a valid"),
+        ("rollouts: rollouts.jsonl\nmodel: m\ntrain sft: {trl: {weight_decay: x}}", "weight_decay = 'x'"),
         (
             "rollouts: rollouts.jsonl\nmodel: m\nobjective: grpo\nformat grpo: {kind: prompts}",
             r"kind = 'prompts' \(recipe r.yaml:4\): 'train grpo' takes groups",
@@ -173,6 +175,14 @@ def test_a_mistake_in_any_section_shows_before_the_first_stage(job: Path, text: 
     Path("r.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
         open_job(Path("r.yaml"))
+
+
+def test_layers_that_the_model_has_not_show_before_the_first_stage(job: Path, model: Path) -> None:
+    training = TRAINING | {"peft": {"target_modules": ["q_prj"]}}
+    (job / "recipe.yaml").write_text(RECIPE.format(model=model, training=training))
+    with pytest.raises(UserError, match="no module 'q_prj'; did you mean 'q_proj'"):
+        run_job(open_job(Path("recipe.yaml")))
+    assert not (job / "out" / "filter").exists()
 
 
 def test_the_validation_gets_what_the_other_stages_know(job: Path, model: Path) -> None:

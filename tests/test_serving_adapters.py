@@ -110,6 +110,8 @@ def test_adapters_of_other_models_are_refused(adapter: Path, tmp_path: Path) -> 
         load_model(changed(adapter, tmp_path / "nameless", base_model_name_or_path=None), device="cpu")
     with pytest.raises(UserError, match="its peft_type is LOHA"):
         load_model(changed(adapter, tmp_path / "loha", peft_type="LOHA"), device="cpu")
+    with pytest.raises(UserError, match="'pissa_niter_4', which changes the base at random"):
+        load_model(changed(adapter, tmp_path / "drawn", init_lora_weights="pissa_niter_4"), device="cpu")
 
 
 def test_weights_that_find_no_layer_are_refused(adapter: Path, tmp_path: Path) -> None:

@@ -117,6 +117,21 @@ def test_what_a_process_told_is_not_taken_for_what_the_kernel_killed_meanwhile(
     assert starts(folder) == 1
 
 
+@pytest.mark.parametrize(("sealed", "remedy"), [(False, "correct the option that it names"), (True, "run it again")])
+def test_to_run_it_again_is_the_remedy_only_where_something_was_trained(
+    sealed: bool, remedy: str, folder: Path
+) -> None:
+    if sealed:
+        checkpoint = folder / "checkpoints" / "checkpoint-1"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "weights").write_bytes(b"1234")
+        (checkpoint / "sealed.json").write_text(json.dumps({"weights": 4}))
+    ends(folder, 1, "bug", "loading")
+    with pytest.raises(RunError, match="it failed") as caught:
+        run(folder)
+    assert (caught.value.remedy or "").startswith(remedy)
+
+
 def test_a_lost_connection_is_lack_of_memory_where_the_kernel_killed_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ Emit = Annotated[
     Literal["slurm"] | None,
     typer.Option("--emit", help="Print a job script for many nodes, in place of training.", show_default=False),
 ]
-Hours = Annotated[float, typer.Option("--hours", min=0.1, help="Time limit of the job, for --emit.")]
+Hours = Annotated[float, typer.Option("--hours", min=0.5, help="Time limit of the job, for --emit.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -57,8 +57,10 @@ def grpo(dataset: Dataset, out: Out = None, emit: Emit = None, hours: Hours = 24
 def _train(name: str, dataset: Path, out: Path | None, emit: str | None, hours: float, stage: Stage) -> None:
     folder = out or default_out([dataset], "trained")
     if emit is not None:
+        from gymtrl.training.prepare import checked
         from gymtrl.training.slurm import job_script
 
+        checked(dataset, stage.settings)
         print(job_script(sys.argv[1:], stage.settings, name=folder.name, hours=hours), end="")
         return
     from rich.console import Console

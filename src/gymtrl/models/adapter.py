@@ -25,7 +25,8 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig, *, t
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that the model brings.
 
     Raises:
-        UserError: It is no LoRA adapter, names another model, or its weights fit no layer of this one.
+        UserError: It is no LoRA adapter, changes the base at random, names another model, or its weights fit no layer
+            of this one.
     """
     from safetensors import safe_open
 
@@ -41,6 +42,11 @@ def require_own_adapter(adapter: Path, base: str, config: PretrainedConfig, *, t
     if (kind := own.get("peft_type", "LORA")) != "LORA":
         raise UserError(
             f"{adapter} is no LoRA adapter: its peft_type is {kind}", remedy="merge it into its model with PEFT first"
+        )
+    if str(start := own.get("init_lora_weights")).startswith("pissa_niter"):
+        raise UserError(
+            f"the adapter {adapter} began with '{start}', which changes the base at random each time that it is loaded",
+            remedy="convert it to plain LoRA with PEFT (path_initial_model_for_weight_conversion)",
         )
     named = str(own.get("base_model_name_or_path") or "")
     if not _same_model(named, base):

@@ -23,8 +23,7 @@ from gymtrl.selection.filter import HELD_OUT_INPUTS
 from gymtrl.selection.settings import FilterSettings
 from gymtrl.selection.source import dotted_cluster
 from gymtrl.text import plain
-from gymtrl.training.plan import check_options
-from gymtrl.training.prepare import objective_of
+from gymtrl.training.prepare import check_ahead, check_settings
 from gymtrl.training.settings import TrainSettings
 from gymtrl.training.trackers import check_trackers
 from gymtrl.validation.settings import ValidateSettings
@@ -34,6 +33,12 @@ from gymtrl.workspace.recipe import Recipe
 from gymtrl.workspace.settings import Resolved, resolve, validated
 from gymtrl.workspace.spool import as_spooled, spooled
 from gymtrl.workspace.stage import job_folder
+
+_PASSED_ON = {"trl", "peft", "quantization", "adapter", "scheduler", "loss_type", "loss_weights"}
+"""Settings of training whose values only other libraries can judge."""
+
+_DEMANDING = {"peft", "method", "engine", "nodes"}
+"""Settings of training that ask for what not every model and machine has."""
 
 _WHAT = {
     "filter": "what is worth training on, and what is held out",
@@ -196,6 +201,11 @@ def _look_ahead(job: Job, steps: list[Step], start: Stage | None) -> None:
             raise UserError(f"{step.folder} holds what '{found}' wrote, not '{step.verb}'", remedy=remedy)
         if not there and step not in steps:
             raise UserError(f"--from {start}: there is no {step.folder} yet", remedy="run it without --from")
+    at = next(at for at, step in enumerate(job.steps) if step.stage == "train")
+    training = job.resolved[job.steps[at].verb].settings
+    demands = job.steps[at] in steps and training.model_fields_set & _DEMANDING
+    if demands and (start is not None or not all(step.done() for step in job.steps[: at + 1])):
+        check_ahead(training)
     last = job.steps[-1]
     if last.verb != "validate" or (start is None and all(step.done() for step in job.steps)):
         return
@@ -209,8 +219,8 @@ def _look_ahead(job: Job, steps: list[Step], start: Stage | None) -> None:
 def _check_passed_on(training: TrainSettings) -> None:
     """Finds mistakes in what training passes on to other libraries, which are imported only where there is any."""
     check_trackers(training.report_to)
-    if training.trl or training.peft or training.quantization or training.adapter:
-        check_options(training, objective_of(training))
+    if training.model_fields_set & _PASSED_ON:
+        check_settings(training)
 
 
 def _inspect(job: Job, clock: Clock, *, anew: bool) -> None:

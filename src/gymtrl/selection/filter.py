@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from gymtrl.rollouts.sidecars import load_sidecar
-from gymtrl.workspace.artefact import Counts, artefact
+from gymtrl.workspace.artefact import Counts, artefact, sha256_of
 
 from .choice import choose
 from .clusters import count_unnamed
@@ -120,6 +120,9 @@ def filter_rollouts(
             kept = result.train + result.validation
             draft.counts = Counts(read=len(decision.reasons), written=kept, dropped=result.dropped)
             draft.extra.update(_facts(result, settings, source))
+            draft.extra["files"] = {
+                name: sha256_of(draft.path / name) for name in (f"{TRAIN}.jsonl", f"{VALIDATION}.jsonl")
+            }
     return result
 
 

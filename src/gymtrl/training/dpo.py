@@ -33,6 +33,24 @@ def _options(settings: TrainDpoSettings, data: TrainingData) -> dict[str, Any]:
     return {"beta": settings.beta, "loss_type": settings.loss_type, **weights}
 
 
+_LOSSES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+)
+
 DPO = Objective(
     name="dpo",
     made_by="format dpo",
@@ -56,6 +74,7 @@ DPO = Objective(
     trainer=_trainer,
     options=_options,
     free_micro=False,
+    losses=_LOSSES,
     own_options={"beta": "beta", "loss_type": "loss_type", "loss_weights": "loss_weights"},
     fixed_options=("padding_free",),
 )

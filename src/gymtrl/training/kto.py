@@ -61,6 +61,7 @@ KTO = Objective(
     options=_options,
     least_micro=4,
     free_micro=False,
+    losses=("kto", "apo_zero_unpaired"),
     own_options={
         "beta": "beta",
         "desirable_weight": "desirable_weight",

@@ -114,6 +114,16 @@ def worker_command(job_folder: Path, launch: Launch) -> list[str]:
     return [*srun, "--kill-on-bad-exit=1", "--quit-on-interrupt", *torchrun, *meeting, *program]
 
 
+def require_engine(launch: Launch) -> None:
+    """Checks that what an engine needs is installed.
+
+    Raises:
+        UserError: DeepSpeed is not, and the engine is its.
+    """
+    if launch.engine == "zero3" and find_spec("deepspeed") is None:
+        raise UserError("the engine zero3 needs DeepSpeed", remedy="pip install deepspeed, or choose fsdp2")
+
+
 def worker_environment(launch: Launch) -> dict[str, str]:
     """The environment of the worker: ours, without what another launcher left in it, with what the processes need.
 
@@ -126,8 +136,7 @@ def worker_environment(launch: Launch) -> dict[str, str]:
     Raises:
         UserError: DeepSpeed is not installed, and the engine is its.
     """
-    if launch.engine == "zero3" and find_spec("deepspeed") is None:
-        raise UserError("the engine zero3 needs DeepSpeed", remedy="pip install deepspeed, or choose fsdp2")
+    require_engine(launch)
     made = {name: value for name, value in os.environ.items() if not _FOREIGN.fullmatch(name)}
     made["PYTHONSAFEPATH"] = "1"  # what lies in the working folder is no module of ours
     if launch.processes == 1:

@@ -97,6 +97,7 @@ class Objective:
         settings (`type[TrainSettings]`): Of the verb.
         options (`Callable`): TRL's options that follow from the settings and the data.
         own_options (`dict[str, str]`): TRL's options that have a setting of their own, by that setting.
+        losses (`tuple[str, ...]`): TRL's losses, where only the trainer would refuse another.
         fixed_options (`tuple[str, ...]`): TRL's options that correctness depends on, beside those of all objectives.
     """
 
@@ -114,6 +115,7 @@ class Objective:
     free_micro: bool = True
     offloads: bool = True
     evaluates: bool = True
+    losses: tuple[str, ...] = ()
     own_options: dict[str, str] = field(default_factory=dict)
     fixed_options: tuple[str, ...] = ()
 

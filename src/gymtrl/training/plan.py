@@ -16,6 +16,7 @@ from gymtrl.training.machine import Machine
 from gymtrl.training.memory import MemoryEstimate, ModelShape
 from gymtrl.training.objective import Defaults, Objective
 from gymtrl.training.settings import TrainSettings
+from gymtrl.training.values import built
 from gymtrl.workspace.settings import nearest
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ FIXED_OPTIONS = (
     "deepspeed",
     "ddp_backend",
     "dataset_kwargs",
+    "chat_template_path",
+    "eos_token",
+    "pad_token",
+    "assistant_only_loss",
+    "eval_steps",
+    "eval_delay",
 )
 """TRL's options that resuming, or the promise that every row is trained on as it is, depend on."""
 
@@ -261,7 +268,7 @@ def check_options(settings: TrainSettings, objective: Objective) -> None:
     config = objective.config()
     own, fixed = OWN_OPTIONS | objective.own_options, (*FIXED_OPTIONS, *objective.fixed_options)
     _check("trl", settings.trl, _fields(config), config.__name__, own, fixed)
-    peft = {"r": "lora_r", "lora_alpha": "lora_alpha"}
+    peft = {"r": "lora_r", "rank": "lora_r", "lora_alpha": "lora_alpha", "alpha": "lora_alpha"}
     _check("peft", settings.peft, _fields(LoraConfig), "LoraConfig", peft, ("task_type", "inference_mode"))
     bits = set(inspect.signature(BitsAndBytesConfig.__init__).parameters) - {"self", "kwargs"}
     _check("quantization", settings.quantization, bits, "BitsAndBytesConfig", {}, ())
@@ -288,9 +295,17 @@ def _refuse_tokens(section: str, options: dict[str, Any]) -> None:
 
 
 def trl_config(
-    settings: TrainSettings, objective: Objective, data: TrainingData, plan: Plan, output: Path
+    settings: TrainSettings, objective: Objective, data: TrainingData, plan: Plan, output: Path, *, apart: bool = False
 ) -> TrainingArguments:
     """Builds TRL's configuration.
+
+    Args:
+        settings (`TrainSettings`): As the user gave them.
+        objective (`Objective`): What is trained.
+        data (`TrainingData`): On what.
+        plan (`Plan`): By which numbers.
+        output (`Path`): Folder for checkpoints.
+        apart (`bool`, *optional*, defaults to `False`): Only try the values, as `built` does.
 
     Raises:
         UserError: TRL refuses a value.
@@ -334,11 +349,7 @@ def trl_config(
     options = {name: value for name, value in options.items() if name in known}
     options |= objective.options(settings, data)
     merged = {"model_init_kwargs": options["model_init_kwargs"] | settings.trl.get("model_init_kwargs", {})}
-    try:
-        made: TrainingArguments = config(**(options | settings.trl | merged))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"TRL refuses the settings: {error}", remedy="correct the option that it names") from error
-    return made
+    return built(config, options | settings.trl | merged, apart=apart)
 
 
 def _warmup(ratio: float, steps: int) -> int:
@@ -360,13 +371,15 @@ def _check(
     fixed: tuple[str, ...],
 ) -> None:
     for key in options:
-        if key not in known:
-            raise UserError(
-                f"{section}: {owner} has no option '{key}'{nearest(key, known - {*own, *fixed})}",
-                remedy=f"see the documentation of {owner}",
-            )
         if key in own:
             raise UserError(f"{section}: '{key}' is set by '{own[key]}'", remedy=f"set {own[key]} in its place")
+        if key not in known:
+            near = nearest(key, known | own.keys())
+            instead = next((setting for name, setting in own.items() if f"'{name}'" in near), None)
+            raise UserError(
+                f"{section}: {owner} has no option '{key}'{near}",
+                remedy=f"set {instead}, which stands for it" if instead else f"see the documentation of {owner}",
+            )
         if key in fixed:
             raise UserError(
                 f"{section}: '{key}' cannot be changed: resuming depends on it, or that rows are trained on as "

@@ -16,20 +16,21 @@ from gymtrl.doctor.finding import Finding
 from gymtrl.doctor.run import DataFacts
 from gymtrl.errors import UserError
 from gymtrl.models.adapter import adapter_rank, require_own_adapter
-from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder
+from gymtrl.models.fingerprint import fingerprint, load_config, load_tokenizer, local_folder, model_file
 from gymtrl.training.base import require_weights
 from gymtrl.training.calibrate import calibrate
 from gymtrl.training.data import TrainingData, dataset_manifest, read_dataset
 from gymtrl.training.job import Job
-from gymtrl.training.launch import Launch
+from gymtrl.training.launch import Launch, require_engine
 from gymtrl.training.machine import Machine, machine
 from gymtrl.training.memory import ModelShape, model_shape
 from gymtrl.training.objective import Objective
 from gymtrl.training.objectives import OBJECTIVES
-from gymtrl.training.plan import Plan, Planned, check_options, plan
+from gymtrl.training.plan import Plan, Planned, check_options, plan, trl_config
 from gymtrl.training.settings import TrainSettings
 from gymtrl.training.slurm import meeting_point
 from gymtrl.training.trackers import check_trackers
+from gymtrl.training.values import check_config, check_layers, check_values
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -74,10 +75,7 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
             that the run cannot work.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    objective = objective_of(settings)
-    data = read_dataset(dataset, objective.made_by, objective.sequences)
-    check_options(settings, objective)
-    check_trackers(settings.report_to)
+    objective, data = checked(dataset, settings)
     base = settings.model or data.model
     trust = bool(settings.trl.get("trust_remote_code"))
     config = load_config(base, trust_remote_code=trust)
@@ -86,12 +84,14 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
         require_own_adapter(Path(settings.adapter), base, config, trust_remote_code=trust)
         settings = settings.model_copy(update={"lora_r": adapter_rank(Path(settings.adapter))})
 
-    where = machine(gpus=not settings.trl.get("use_cpu"))
     if settings.method == "qlora":
-        require_quantization(objective, data, where)
+        require_log_probs(objective, data)
+    where = machine_for(settings)
+    check_layers(settings, config, trust_remote_code=trust)
     shape = model_shape(config, trust_remote_code=trust)
     planned = plan(settings, objective, rows=data.train.rows, longest=data.train.longest, shape=shape, machine=where)
     resolved = planned.plan
+    check_config(trl_config(settings, objective, data, resolved, Path("unused"), apart=True), objective)
     facts = data_facts(dataset)
     job = Job(objective.name, settings.model_dump(mode="json"), resolved, str(dataset), base, facts)
     findings = diagnose(replace(job.record(), vocabulary=config.get_text_config().vocab_size), "preflight")
@@ -100,6 +100,65 @@ def prepare(dataset: Path, settings: TrainSettings) -> Prepared:
             raise UserError(f"{finding.title}: {finding.evidence}; {finding.cause}", remedy=finding.remedy)
     rank = None if resolved.method == "full" else settings.lora_r
     return Prepared(objective, data, base, config, shape, rank, planned, facts, tuple(findings))
+
+
+def checked(dataset: Path, settings: TrainSettings) -> tuple[Objective, TrainingData]:
+    """Checks dataset and options, for which neither the model nor the machine that trains it is needed.
+
+    Args:
+        dataset (`Path`): Folder that `format` wrote.
+        settings (`TrainSettings`): In the objective's own class.
+
+    Raises:
+        UserError: The dataset does not fit, or a setting is wrong.
+    """
+    objective = objective_of(settings)
+    data = read_dataset(dataset, objective.made_by, objective.sequences)
+    check_settings(settings)
+    return objective, data
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Checks names and values of all that is passed on to other libraries.
+
+    Raises:
+        UserError: One of them is wrong.
+    """
+    objective = objective_of(settings)
+    check_trackers(settings.report_to)
+    check_options(settings, objective)
+    check_values(settings, objective)
+
+
+def check_ahead(settings: TrainSettings) -> None:
+    """Checks, while there is no dataset yet, what settings ask for that not every model and machine has.
+
+    Raises:
+        UserError: The model or this machine has it not, or several nodes are wanted outside a Slurm job.
+    """
+    if settings.peft and settings.model is not None:
+        trust = bool(settings.trl.get("trust_remote_code"))
+        check_layers(settings, load_config(settings.model, trust_remote_code=trust), trust_remote_code=trust)
+    if settings.method == "qlora" or settings.engine != "ddp":
+        machine_for(settings)
+    if settings.nodes > 1:
+        meeting_point()
+
+
+def machine_for(settings: TrainSettings) -> Machine:
+    """Looks at this machine, and checks that it can train as the settings say.
+
+    Raises:
+        UserError: There is no GPU, or a package is missing, that method, engine or types need.
+    """
+    found = machine(gpus=not settings.trl.get("use_cpu"))
+    cuda = bool(found.gpus)
+    require_engine(Launch(settings.nproc, cuda=cuda, nodes=settings.nodes, engine=settings.engine))
+    if settings.method == "qlora":
+        require_quantization(found)
+    if settings.trl.get("fp16") and not cuda:
+        raise UserError("trl: fp16 needs a GPU, and none is used", remedy="leave it out; a CPU computes in float32")
+    return found
 
 
 def launch_of(settings: TrainSettings, resolved: Plan) -> Launch:
@@ -116,22 +175,26 @@ def launch_of(settings: TrainSettings, resolved: Plan) -> Launch:
 
 
 def train_inputs(dataset: Path, settings: TrainSettings) -> list[Path]:
-    """Every folder that a run depends on.
+    """Every folder and file that a run depends on.
 
     Args:
         dataset (`Path`): Folder that `format` wrote.
         settings (`TrainSettings`): May name the model; unset, it is the one that the dataset was made for.
 
     Returns:
-        `list[Path]`: The dataset; the model and the adapter where they are local folders.
+        `list[Path]`: The dataset; the folders of the model and the adapter, and of a model on the hub its
+            `config.json` in the cache, whose path names the commit.
 
     Raises:
         UserError: No such dataset, or a folder is missing.
     """
     manifest = dataset_manifest(dataset)
-    named = (settings.model or str(manifest.extra["model"]), settings.adapter)
-    folders = [local_folder(name) for name in named if name is not None]
-    return [dataset, *(folder for folder in folders if folder is not None)]
+    model = settings.model or str(manifest.extra["model"])
+    # The path of a file in the hub's cache holds the commit.
+    found = [local_folder(model) or model_file(model, "config.json")]
+    if settings.adapter is not None:
+        found.append(local_folder(settings.adapter))
+    return [dataset, *(path for path in found if path is not None)]
 
 
 def objective_of(settings: TrainSettings) -> Objective:
@@ -147,17 +210,11 @@ def objective_of(settings: TrainSettings) -> Objective:
     raise UserError(f"{type(settings).__name__} are settings of no objective", remedy=f"give one of {names}")
 
 
-def require_quantization(objective: Objective, data: TrainingData, machine: Machine) -> None:
-    """Checks that a model can be trained in 4 bits.
-
-    Args:
-        objective (`Objective`): What is trained.
-        data (`TrainingData`): On what.
-        machine (`Machine`): Where, with its GPUs.
+def require_log_probs(objective: Objective, data: TrainingData) -> None:
+    """Checks that no log-probabilities are missing, which the whole model would be loaded in float32 for.
 
     Raises:
-        UserError: Log-probabilities are missing, which the whole model would be loaded in float32 for; or there is no
-            GPU, or no bitsandbytes.
+        UserError: They are.
     """
     if "log_probs" in objective.columns:
         columns = (pq.read_table(path, columns=["log_probs"]).column(0) for path in data.train.files)
@@ -167,6 +224,14 @@ def require_quantization(objective: Objective, data: TrainingData, machine: Mach
                 "loaded to compute them, which qlora is there to avoid",
                 remedy="collect rollouts with their log-probabilities, or set method to lora",
             )
+
+
+def require_quantization(machine: Machine) -> None:
+    """Checks that a model can be trained in 4 bits.
+
+    Raises:
+        UserError: There is no GPU, or no bitsandbytes.
+    """
     if not machine.gpus:
         raise UserError("method qlora needs a GPU, and none was found", remedy="set method to lora")
     if find_spec("bitsandbytes") is None:

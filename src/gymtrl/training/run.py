@@ -111,15 +111,20 @@ def train(
         tokenizer=tokenizer_bytes(ready.base),
     )
     room = room_needed(sizes, lora=plan.method != "full", tokens=tokens)
-    with artefact(out, verb=verb, settings=settings, inputs=inputs, resumable=True) as draft:
+    # All that can stop the run is asked before what an interrupted one of other settings left is discarded.
+    launch = launch_of(settings, plan)
+
+    def roomy(draft: Draft) -> None:
+        if not (draft.resumed and (draft.path / RESULT).is_file()):  # an attempt may have been killed after it was done
+            require_space(draft.path, room.run)
+
+    with artefact(out, verb=verb, settings=settings, inputs=inputs, resumable=True, check=roomy) as draft:
         job = job_of(ready, dataset, settings)
         if (draft.path / JOB).is_file():
             # By the memory that is free now, other numbers might fit; a run goes on by those that it began with.
             job = job.with_plan(read_job(draft.path).plan)
-        launch = launch_of(settings, job.plan)
-        if not (draft.path / RESULT).is_file():  # an attempt may have been killed after it was done
-            require_space(draft.path, room.run)
-            train_in_processes(draft.path, job, ready.objective, launch, room)
+        if not (draft.path / RESULT).is_file():
+            train_in_processes(draft.path, job, ready.objective, replace(launch, cuda=job.plan.cuda), room)
         return _finish(draft, out, ready, job, read_changes(draft.path))
 
 

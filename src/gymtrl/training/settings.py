@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from gymtrl.workspace.settings import one_or_more
 
 _OPTIONS = "TRL, PEFT and transformers"
 
 
-class TrainSettings(BaseModel, extra="forbid"):
+class TrainSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     """How a model is trained, whatever the objective."""
 
     model: str | None = Field(
@@ -137,6 +137,12 @@ class TrainSettings(BaseModel, extra="forbid"):
         description="Any option of transformers' BitsAndBytesConfig, for qlora",
         json_schema_extra={"source": "QLoRA, arXiv:2305.14314: NF4, double quantization"},
     )
+
+    @model_validator(mode="after")
+    def _as_many_on_each_node(self) -> Self:
+        if self.nproc % self.nodes:
+            raise ValueError(f"nproc {self.nproc} cannot be divided among {self.nodes} nodes: it counts all processes")
+        return self
 
     @field_validator("report_to", mode="before", json_schema_input_type=list[str] | str)
     @classmethod

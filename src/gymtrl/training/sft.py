@@ -47,5 +47,6 @@ SFT = Objective(
     config=_config,
     trainer=_trainer,
     options=no_options,
+    losses=("nll", "dft"),
     fixed_options=("packing", "completion_only_loss", "shuffle_dataset"),
 )

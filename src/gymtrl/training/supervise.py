@@ -32,6 +32,7 @@ from gymtrl.workspace.metrics import append_metrics
 
 _KILLED = (128 + signal.SIGKILL, 128 + signal.SIGABRT, 128 + signal.SIGSEGV)
 _AGAIN = "run it again to go on from the last checkpoint"
+_REPORT = "correct the option that it names; if it names none, report it with the lines above"
 _SMALLER = "train an adapter (method lora), a smaller model or shorter rows (format with --max-length)"
 _AFTER_TRAINING = {
     "measuring": "free memory and run it again, as training itself is done; or format without validation rows",
@@ -83,9 +84,10 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
             raise RunError(f"the training process ended with status {code}", remedy=_AGAIN)
         if failure.kind == "user":
             raise UserError(failure.message, remedy=failure.remedy)
-        if failure.kind != "memory":
-            raise RunError(failure.message, remedy=failure.remedy or _AGAIN)
         last = last_sealed(folder / CHECKPOINTS)
+        if failure.kind != "memory":
+            again = _REPORT if failure.kind == "bug" and last is None else _AGAIN
+            raise RunError(failure.message, remedy=failure.remedy or again)
         at = "saving" if last is not None and is_final(last) else failure.at
         if at in _AFTER_TRAINING and at not in repeated:
             repeated.add(at)  # a process that did not train holds no optimizer

@@ -42,6 +42,7 @@ from gymtrl.training.plan import trl_config
 from gymtrl.training.progress import is_first_process, peak_memory
 from gymtrl.training.quiet import quiet
 from gymtrl.training.settings import TrainSettings
+from gymtrl.training.values import lora_config
 from gymtrl.workspace.artefact import is_disk_full
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def make_trainer(
             train=train,
             validation=validation,
             tokenizer=load_tokenizer(job.base, trust_remote_code=_trusts(settings)),
-            peft_config=None if going_on else _adapter(settings),
+            peft_config=None if going_on else lora_config(settings),
             quantization_config=None if going_on else quantization,
             callbacks=[Seal()],
         )
@@ -227,20 +228,6 @@ def make_trainer(
 
 def _trusts(settings: TrainSettings) -> bool:
     return bool(settings.trl.get("trust_remote_code"))
-
-
-def _adapter(settings: TrainSettings) -> Any:
-    """A new adapter's configuration; `None` where every weight is trained."""
-    from peft import LoraConfig
-
-    if settings.method == "full":
-        return None
-    # No dropout: on few rows it costs more steps than it protects from, and the adapter is small beside the model.
-    options = {"lora_dropout": 0.0, "target_modules": "all-linear"} | settings.peft
-    try:
-        return LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, task_type="CAUSAL_LM", **options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"PEFT refuses the settings: {error}", remedy="correct the option that it names") from error
 
 
 def _quantization(settings: TrainSettings, job: Job) -> Any:

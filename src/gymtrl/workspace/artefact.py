@@ -13,8 +13,8 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -55,7 +55,8 @@ class InputHash(msgspec.Struct, frozen=True):
 
     Attributes:
         path (`str`): File or folder.
-        sha256 (`str`): Of a file its bytes; of an artefact folder its manifest; of another folder its files and names.
+        sha256 (`str`): Of a file its bytes; of an artefact folder its manifest and, where the files that it lists were
+            changed since, those; of another folder its files and names.
     """
 
     path: str
@@ -98,13 +99,26 @@ def sha256_of(path: Path) -> str:
     if path.is_dir():
         manifest = path / MANIFEST
         if manifest.is_file():
-            return sha256_of(manifest)
+            return _sha256_of_artefact(manifest)
         digest = hashlib.sha256()
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of_artefact(manifest: Path) -> str:
+    digest = hashlib.sha256(manifest.read_bytes())
+    try:
+        told = dict(read_manifest(manifest.parent).extra.get("files", {}))
+    except UserError:  # who reads it will say so
+        return digest.hexdigest()
+    paths = {name: manifest.parent / name for name in sorted(told)}
+    found = {name: sha256_of(path) if path.is_file() else "" for name, path in paths.items()}
+    if found != told:
+        digest.update("".join(f"{name}\0{value}\n" for name, value in found.items()).encode())
+    return digest.hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -160,6 +174,7 @@ def artefact(
     inputs: Sequence[Path],
     resumable: bool = False,
     resumed_by: Collection[str] | None = None,
+    check: Callable[[Draft], object] | None = None,
 ) -> Iterator[Draft]:
     """Opens a folder in the making and gives it its name when the block ends without an exception.
 
@@ -169,9 +184,11 @@ def artefact(
         settings (`BaseModel`): Its resolved settings; secrets are masked by their type.
         inputs (`Sequence[Path]`): Files and folders that it reads.
         resumable (`bool`, *optional*, defaults to `False`): Keep what was written when the block fails, and hand it to
-            the next call with the same verb, settings and inputs.
+            the next call with the same verb, settings and inputs. Another call discards it.
         resumed_by (`Collection[str]`, *optional*): Names of the settings that what is kept was made with, where the
             others come in only at the end.
+        check (`Callable[[Draft], object]`, *optional*): Called with the folder in the making as it was left, before
+            anything in it is discarded or written; what it raises leaves all as it was.
 
     A setting whose field says `json_schema_extra={"changes_result": False}`, such as a time-out, may differ between the
     interrupted run and the next.
@@ -189,11 +206,13 @@ def artefact(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         resumed = resumable and _same_identity(partial, identity)
-        if resumable and not resumed and partial.exists():
-            _LOG.warning("what an interrupted run left for %s was made with other inputs or settings: discarded", out)
-        with _exclusive(partial, keep=resumed):
-            (partial / _IDENTITY).write_bytes(identity)
+        with _exclusive(partial):
             draft = Draft(partial, resumed=resumed)
+            if check is not None:
+                _check(draft, check)
+            if not resumed:
+                _discard(partial, out if resumable else None)
+            (partial / _IDENTITY).write_bytes(identity)
             try:
                 yield draft
             except BaseException:
@@ -289,7 +308,7 @@ def _same_identity(partial: Path, identity: bytes) -> bool:
 
 
 @contextmanager
-def _exclusive(partial: Path, *, keep: bool) -> Iterator[None]:
+def _exclusive(partial: Path) -> Iterator[None]:
     """Holds a lock on the folder itself, which the kernel drops when the process ends, however it ends."""
     partial.mkdir(exist_ok=True)
     descriptor = os.open(partial, os.O_RDONLY)
@@ -301,12 +320,27 @@ def _exclusive(partial: Path, *, keep: bool) -> Iterator[None]:
                 f"another process is writing {partial.parent / partial.name[1:].removesuffix('.partial')}",
                 remedy="wait for it, or choose another folder with -o",
             ) from None
-        if not keep:
-            for entry in partial.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         yield
     finally:
         os.close(descriptor)
+
+
+def _check(draft: Draft, check: Callable[[Draft], object]) -> None:
+    try:
+        check(draft)
+    except BaseException:
+        with suppress(OSError):  # it holds what an interrupted run left
+            draft.path.rmdir()
+        raise
+
+
+def _discard(partial: Path, told: Path | None) -> None:
+    """Empties a folder in the making; says so of the folder to be that is `told`."""
+    left = list(partial.iterdir())
+    if left and told is not None:
+        _LOG.warning("what an interrupted run left for %s was made with other inputs or settings: discarded", told)
+    for entry in left:
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
