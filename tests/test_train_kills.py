@@ -18,31 +18,46 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from gymtrl import FormatSftSettings, TrainSftSettings, format_sft, train
+from gymtrl import (
+    FormatDpoSettings,
+    FormatGrpoSettings,
+    FormatKtoSettings,
+    FormatSftSettings,
+    format_dpo,
+    format_grpo,
+    format_kto,
+    format_sft,
+    train,
+)
+from gymtrl.training.objective import Name
+from gymtrl.training.objectives import OBJECTIVES
+from gymtrl.training.settings import TrainSettings
+from rows import write_rows
 from tiny import filtered, metrics, sums, tiny_llama
 
 STAGES = ("preparation", "loading", "first step", "checkpoint", "end")
-KILLS_EACH = 4
 MOST_KILLS = 60
-STEPS = 60
+STEPS_A_KILL = 15
 _TRAIN = """
 import sys
 from pathlib import Path
-from gymtrl import TrainSftSettings, train
-train(Path(sys.argv[1]), Path(sys.argv[2]), TrainSftSettings.model_validate_json(sys.argv[3]))
+from gymtrl import train
+from gymtrl.training.objectives import OBJECTIVES
+train(Path(sys.argv[2]), Path(sys.argv[3]), OBJECTIVES[sys.argv[1]].settings.model_validate_json(sys.argv[4]))
 """
 
 
 class Attempt:
     """A training run in a process of its own, and what its folder shows of it."""
 
-    def __init__(self, dataset: Path, out: Path, settings: TrainSftSettings) -> None:
+    def __init__(self, objective: Name, dataset: Path, out: Path, settings: TrainSettings) -> None:
         self.out, self.draft = out, out.parent / f".{out.name}.partial"
+        self._all_saved = self.draft / "checkpoints" / f"checkpoint-{settings.max_steps}" / "sealed.json"
         self._metrics = self.draft / "metrics.jsonl"
         self._resumed = max((step for step, whole in self._checkpoints().items() if whole), default=0)
         self._log = (self._state()[0], -1)  # the file of metrics that was there before, and the size of the new one
         self.started = time.time()
-        arguments = [str(dataset), str(out), settings.model_dump_json()]
+        arguments = [objective, str(dataset), str(out), settings.model_dump_json()]
         self.process = subprocess.Popen([sys.executable, "-c", _TRAIN, *arguments], stderr=subprocess.DEVNULL)
         self._below: list[psutil.Process] = []
         self._counted = 0.0
@@ -50,14 +65,13 @@ class Attempt:
     def stage(self) -> str:
         """What it is doing: one of `STAGES`, or `steps` between them."""
         time.sleep(0.002)  # to leave it the cores
-        job, all_saved = self.draft / "job.json", f"checkpoint-{STEPS}/sealed.json"
         if self.out.exists():
             return "end"
-        if _time(job) < self.started:
+        if _time(self.draft / "job.json") < self.started:
             return "preparation"
         if not all(self._checkpoints().values()):
             return "checkpoint"
-        if (self.draft / "checkpoints" / all_saved).exists():
+        if self._all_saved.exists():
             return "end"
         before, begun = self._log
         now, size = self._state()
@@ -108,16 +122,35 @@ def _time(path: Path) -> float:
         return 0.0
 
 
+def tiny_dataset(objective: Name, folder: Path, model: Path) -> Path:
+    """A dataset of sums; that of SFT has validation rows."""
+    rows, out, named = sums(40), folder / "dataset", str(model)
+    if objective == "sft":
+        return format_sft(filtered(folder / "filtered", rows[:72], rows[72:]), out, FormatSftSettings(model=named)).path
+    source = write_rows(folder / "rollouts.jsonl", rows)
+    if objective == "dpo":
+        return format_dpo(source, out, FormatDpoSettings(model=named)).path
+    if objective == "kto":
+        return format_kto(source, out, FormatKtoSettings(model=named)).path
+    return format_grpo(source, out, FormatGrpoSettings(model=named, kind="groups")).path
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_killed_at_random_moments(method: str, tmp_path: Path, smollm2_dir: Path) -> None:
-    model = tiny_llama(tmp_path / "model", smollm2_dir)
-    rows = sums(40)
-    dataset = tmp_path / "dataset"
-    format_sft(filtered(tmp_path / "filtered", rows[:72], rows[72:]), dataset, FormatSftSettings(model=str(model)))
-    chosen = TrainSftSettings(method=method, max_steps=STEPS, save_steps=3, learning_rate=0.01, effective_batch=4)
+@pytest.mark.parametrize(
+    ("objective", "method", "kills_each"),
+    [("sft", "lora", 4), ("sft", "full", 4), ("dpo", "lora", 1), ("kto", "lora", 1), ("grpo", "lora", 1)],
+)
+def test_killed_at_random_moments(
+    objective: Name, method: str, kills_each: int, tmp_path: Path, smollm2_dir: Path
+) -> None:
+    dataset = tiny_dataset(objective, tmp_path, tiny_llama(tmp_path / "model", smollm2_dir))
+    steps = STEPS_A_KILL * kills_each
+    asked = {"method": method, "max_steps": steps, "save_steps": 3, "learning_rate": 0.01, "effective_batch": 4}
+    if objective == "grpo":
+        asked |= {"stop_ratio": 0, "stop_kl": 1000}  # at this rate it would stop itself
+    chosen = OBJECTIVES[objective].settings.model_validate(asked)
     took = defaultdict[str, list[float]](list)
-    attempt = Attempt(dataset, tmp_path / "whole", chosen)
+    attempt = Attempt(objective, dataset, tmp_path / "whole", chosen)
     last, entered = "preparation", time.monotonic()
     while attempt.process.poll() is None:
         if (now := attempt.stage()) != last:
@@ -128,13 +161,13 @@ def test_killed_at_random_moments(method: str, tmp_path: Path, smollm2_dir: Path
     assert attempt.process.returncode == 0
 
     moments = random.Random(0)
-    aims = moments.sample(STAGES * KILLS_EACH, len(STAGES) * KILLS_EACH)
+    aims = moments.sample(STAGES * kills_each, len(STAGES) * kills_each)
     hit: Counter[tuple[str, str]] = Counter()
     finished = 0
     while left := aims or sorted(set(STAGES) - {seen for _, seen in hit}):  # a short stage may take more kills to hit
         assert hit.total() < MOST_KILLS, hit
         aim = left[0]
-        attempt = Attempt(dataset, tmp_path / "killed", chosen)
+        attempt = Attempt(objective, dataset, tmp_path / "killed", chosen)
         while attempt.process.poll() is None and attempt.stage() != aim:
             attempt.look_below()
         time.sleep(moments.uniform(0, takes[aim]))
