@@ -29,7 +29,7 @@ from gymtrl import (
     format_sft,
 )
 from gymtrl.cli.main import app
-from gymtrl.training.calibrate import row_tokens
+from gymtrl.training.calibrate import Speed, row_tokens
 from gymtrl.training.machine import ADDRESS_SPACE, Gpu, Machine
 from gymtrl.training.objectives import OBJECTIVES
 from gymtrl.training.plan import check_options
@@ -86,6 +86,17 @@ def test_a_plan_tells_the_data_the_numbers_the_memory_and_the_time(tiny: Path) -
     assert speed["seconds"] == pytest.approx(2 * facts["data"]["tokens"] / speed["tokens_per_second"], rel=0.01)
     # Nothing was written beside the dataset.
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["dataset", "filtered", "model"]
+
+
+def test_the_time_of_several_processes_is_that_of_so_many(tiny: Path) -> None:
+    facts = planned(tiny, "--nproc", "2")
+    speed = facts["speed"]
+    assert (facts["processes"], speed["processes"]) == (2, 2)  # they share the cores, so none is as fast as one alone
+    assert speed["seconds"] == pytest.approx(2 * facts["data"]["tokens"] / speed["tokens_per_second"], rel=0.01)
+
+
+def test_nodes_share_the_time_that_one_of_them_would_take() -> None:
+    assert Speed(tokens_per_second=100.0, processes=2, peak_memory=1).seconds(6000, nodes=3) == 20.0
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto", "grpo"])

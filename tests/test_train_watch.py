@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
@@ -17,7 +18,7 @@ from gymtrl import UserError
 from gymtrl.doctor.run import RunRecord
 from gymtrl.training.checkpoints import SaveLast, Seal, has_all_steps, last_sealed, stop_reason
 from gymtrl.training.watch import Watch
-from gymtrl.training.worker import is_out_of_memory, load_options
+from gymtrl.training.worker import EVAL_ROWS, evaluated_rows, is_out_of_memory, load_options
 
 
 def model() -> LlamaForCausalLM:
@@ -79,3 +80,11 @@ def test_a_library_on_the_gpu_that_gets_no_memory() -> None:
     words = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
     assert is_out_of_memory(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError(words.replace("ALLOC_FAILED", "EXECUTION_FAILED")))
+
+
+def test_validation_rows_are_drawn_from_the_whole_split_and_always_the_same() -> None:
+    rows = Dataset.from_dict({"row": list(range(600))})  # as of two environments, one after the other
+    drawn = list(evaluated_rows(rows, seed=3)["row"])
+    assert len(set(drawn)) == EVAL_ROWS and 60 < sum(row >= 300 for row in drawn) < 140
+    assert list(evaluated_rows(rows, seed=3)["row"]) == drawn
+    assert list(evaluated_rows(rows.select(range(100)), seed=3)["row"]) == list(range(100))

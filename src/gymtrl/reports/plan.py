@@ -46,8 +46,8 @@ def render_plan(facts: Mapping[str, Any], console: Console | None = None) -> Non
     if "speed" in facts:
         speed = facts["speed"]
         console.print(
-            f"time: about {_time(speed['seconds'])} at {speed['tokens_per_second']:,.0f} tokens/s on the longest rows, "
-            f"measured; {_size(speed['peak_memory'])} held at most",
+            f"time: about {_time(speed['seconds'])} for the steps alone, at {speed['tokens_per_second']:,.0f} tokens/s "
+            f"measured on the longest rows; a process held {_size(speed['peak_memory'])} at most",
             highlight=False,
         )
     _render_remarks(facts["notes"], [Finding(**finding) for finding in facts["findings"]], console)

@@ -88,18 +88,19 @@ class Launch:
         return self.processes // self.nodes
 
 
-def worker_command(job_folder: Path, launch: Launch) -> list[str]:
+def worker_command(job_folder: Path, launch: Launch, *, module: str = WORKER) -> list[str]:
     """The command that trains.
 
     Args:
         job_folder (`Path`): Holds `job.json`; with several nodes, on a disk that all of them see.
         launch (`Launch`): The processes.
+        module (`str`, *optional*): What each of them runs; the worker unless given.
 
     Returns:
         `list[str]`: Program and arguments, for `Supervised`; no shell reads them. With several nodes it starts with
             `srun`, and only works inside a Slurm job.
     """
-    program = ["-m", WORKER, str(job_folder)]
+    program = ["-m", module, str(job_folder)]
     if launch.processes == 1:
         return [sys.executable, *program]
     torchrun = [sys.executable, "-m", "torch.distributed.run"]

@@ -308,8 +308,10 @@ def plan_facts(dataset: Path, settings: TrainSettings, *, calibrated: bool) -> d
     }
     if calibrated:
         require_weights(ready.base, ready.config)
-        speed = calibrate(job_of(ready, dataset, settings))
-        share = planned.plan.steps * planned.plan.effective_batch / split.rows
-        seconds = speed.seconds(round(split.tokens * share), planned.plan.processes)
+        made = planned.plan
+        launch = Launch(processes=made.processes, cuda=made.cuda, nodes=settings.nodes, engine=settings.engine)
+        speed = calibrate(job_of(ready, dataset, settings), launch)
+        share = made.steps * made.effective_batch / split.rows
+        seconds = speed.seconds(round(split.tokens * share), settings.nodes)
         facts["speed"] = asdict(speed) | {"seconds": seconds}
     return facts

@@ -46,10 +46,11 @@ from gymtrl.training.values import lora_config
 from gymtrl.workspace.artefact import is_disk_full
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import Trainer
 
 EVAL_ROWS = 200
-"""Validation rows that the loss is measured on, before training and after each epoch; more would cost time."""
+"""Validation rows that the loss is measured on at most; more would cost time."""
 
 _ALLOCATORS = (
     "can't allocate memory",
@@ -205,8 +206,8 @@ def make_trainer(
     train = load_rows(data.train.files, objective.columns, cache)
     train = train.shuffle(seed=settings.seed) if only is None else train.select(only)
     validation = load_rows(data.validation.files, objective.columns, cache) if data.validation is not None else None
-    if validation is not None and len(validation) > EVAL_ROWS:
-        validation = validation.select(range(EVAL_ROWS))
+    if validation is not None:
+        validation = evaluated_rows(validation, settings.seed)
     quantization = _quantization(settings, job)
     going_on = settings.adapter is not None
     trainer = objective.trainer(
@@ -224,6 +225,18 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RequireEngine(trainer, settings.engine, job.plan.processes))
     return trainer
+
+
+def evaluated_rows(validation: Dataset, seed: int) -> Dataset:
+    """Chooses the rows that the loss is measured on, the same each time: all, or `EVAL_ROWS` at random.
+
+    Args:
+        validation (`Dataset`): Rows in the order of their file, in which those of one environment stand together.
+        seed (`int`): Of the choice.
+    """
+    if len(validation) <= EVAL_ROWS:
+        return validation
+    return validation.shuffle(seed=seed).select(range(EVAL_ROWS))
 
 
 def _trusts(settings: TrainSettings) -> bool:
