@@ -1,5 +1,7 @@
 """The parts of the pages that come from the code, written between `<!-- generated: NAME -->` and `<!-- end -->`.
 
+Also the notebook of the tutorial, from its page.
+
 Run as: python docs/generate.py [--check]
 """
 
@@ -15,6 +17,7 @@ from typing import Any
 
 import polars as pl
 from command_line import command_line
+from notebook import notebook
 from pydantic import BaseModel
 
 from gymtrl.comparison.settings import CompareSettings
@@ -37,6 +40,7 @@ from gymtrl.training.objectives import OBJECTIVES as TRAINED
 from gymtrl.training.plan import LARGE_DATA
 
 FOLDER = Path(__file__).parent
+TUTORIAL = FOLDER / "tutorial.md"
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TYPES = {pl.String(): "text", pl.Int64(): "integer", pl.Float64(): "number", pl.Boolean(): "yes or no"}
 
@@ -384,12 +388,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the generated parts of the pages.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is stale")
     check = parser.parse_args().check
-    pages = sorted(FOLDER.glob("*.md"))
-    stale = [path for path in pages if generated(path.read_text()) != path.read_text()]
+    written = {path: generated(path.read_text()) for path in sorted(FOLDER.glob("*.md"))}
+    if TUTORIAL in written:
+        written[TUTORIAL.with_suffix(".ipynb")] = notebook(written[TUTORIAL])
+    stale = [path for path, text in written.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         print(f"{path} is stale: run python docs/generate.py" if check else f"→ {path}")
         if not check:
-            path.write_text(generated(path.read_text()))
+            path.write_text(written[path])
     return 1 if check and stale else 0
 
 

@@ -128,6 +128,18 @@ def test_every_generated_part_stands_in_a_page() -> None:
     assert all(f"| `{name}` |" in recipe for model in (JobSettings, *SECTIONS.values()) for name in model.model_fields)
 
 
+def test_the_notebook_has_what_runs_on_the_page_as_its_cells() -> None:
+    made = json.loads((DOCS / "tutorial.ipynb").read_text())
+    cells = [cell for cell in made["cells"] if cell["cell_type"] == "code"]
+    ran = blocks(DOCS / "tutorial.md")
+    assert ["".join(cell["source"]).removeprefix("%%bash\n") + "\n" for cell in cells] == [one.code for one in ran]
+    shown = ["".join(line for output in cell["outputs"] for line in output["text"]) for cell in cells]
+    assert shown == [one.shown for one in ran]
+    words = "".join("".join(cell["source"]) for cell in made["cells"] if cell["cell_type"] == "markdown")
+    assert "## Step 6: Validate with Gym" in words
+    assert not re.search(r"^:::|<!--|^:sync", words, flags=re.MULTILINE)
+
+
 def test_every_judgement_of_ours_has_its_reason() -> None:
     table, reasons = (DOCS / "defaults.md").read_text().split("## What is our judgement")
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
@@ -147,7 +159,7 @@ def test_every_flag_of_a_setting_is_named() -> None:
 
 
 def test_a_stale_part_is_found_and_mended(tmp_path: Path) -> None:
-    for name in ("generate.py", "command_line.py", "verdicts.md"):
+    for name in ("generate.py", "command_line.py", "notebook.py", "verdicts.md"):
         (tmp_path / name).write_text((DOCS / name).read_text())
     page = tmp_path / "verdicts.md"
     page.write_text(page.read_text().replace("| `malformed_json` |", "| `broken` |"))
