@@ -57,10 +57,30 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     """The blocks of a page that run, in order."""
-    return [
-        Block(found["language"], found["code"], found["shown"] or "", bool(found["varies"]))
-        for found in _BLOCK.finditer(page.read_text())
-    ]
+    return [_block(found) for found in _BLOCK.finditer(page.read_text())]
+
+
+def filled(text: str, printed: Mapping[str, str]) -> str:
+    """A page with what its blocks printed, where it shows something else, or only `…`.
+
+    Args:
+        text (`str`): The page.
+        printed (`Mapping[str, str]`): Code of a block → what it printed; others stay as they are.
+    """
+    parts, place = [], 0
+    for found in _BLOCK.finditer(text):
+        block = _block(found)
+        if found["shown"] is None or block.code not in printed:
+            continue
+        if block.shown == "…\n" or not block.agrees(printed[block.code]):
+            start, end = found.span("shown")
+            parts += [text[place:start], *(f"{line.rstrip()}\n" for line in printed[block.code].splitlines())]
+            place = end
+    return "".join([*parts, text[place:]])
+
+
+def _block(found: re.Match[str]) -> Block:
+    return Block(found["language"], found["code"], found["shown"] or "", bool(found["varies"]))
 
 
 def _pattern(line: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from blocks import Block, blocks
+from blocks import Block, blocks, filled
 from gymtrl.formats.masks import NOT_PRESERVING
 from gymtrl.formats.preference import _DIFFERS, _NO_PAIR
 from gymtrl.formats.reasons import DROPS
@@ -254,6 +254,14 @@ def test_output_that_varies_is_compared_but_for_its_numbers(tmp_path: Path) -> N
     exact = Block("sh", "ls", "kept  9\n", varies=False)
     assert exact.agrees("kept  9 \n")
     assert not exact.agrees("kept  10\n")
+
+
+def test_what_blocks_print_is_put_into_their_page() -> None:
+    page = "".join(
+        f"```sh\n{name}\n```\n\n```text\n{shown}\n```\n\n" for name, shown in [("a", "…"), ("b", "2"), ("c", "3")]
+    )
+    assert filled(page, {"a\n": "1  \n", "b\n": "2\n"}) == page.replace("…", "1")
+    assert filled(page, {"c\n": "4\n5\n"}) == page.replace("3", "4\n5")
 
 
 def test_readme_links_the_pages() -> None:
