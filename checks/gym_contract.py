@@ -41,6 +41,8 @@ def main() -> int:
     installation = require_installation(arguments.home, [SERVER])
     print(f"nemo-gym {installation.version} on {installation.python}")
     work: Path = arguments.work
+    if work.exists() and not (work / "tasks.jsonl").is_file():
+        parser.error(f"{work} is no folder of an earlier check")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     tasks = make_tasks(Path(installation.python))[:TASKS]

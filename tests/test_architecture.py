@@ -23,7 +23,7 @@ ALLOWED = {
     "doctor": {"rollouts", "comparison", "workspace"},
     "training": {"doctor", "models", "workspace"},
     "exports": {"rollouts", "models", "workspace"},
-    "validation": {"gym", "serving", "selection", "comparison", "workspace"},
+    "validation": {"rollouts", "gym", "serving", "selection", "comparison", "workspace"},
     "reports": {"rollouts", "selection", "formats", "comparison", "doctor", "workspace"},
     "pipeline": {
         "rollouts",

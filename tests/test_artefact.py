@@ -130,6 +130,28 @@ def test_resumable_keeps_what_was_written_for_the_same_work_only(tmp_path: Path,
     assert attempt(3, False) == (False, False)
 
 
+def test_what_is_kept_need_not_depend_on_every_setting(tmp_path: Path, source: Path) -> None:
+    class Both(BaseModel):
+        early: int = 1
+        late: int = 1
+
+    def attempt(settings: Both, fail: bool) -> bool:
+        inputs, by = [source], {"early"}
+        opened = artefact(tmp_path / "o", verb="t", settings=settings, inputs=inputs, resumable=True, resumed_by=by)
+        with opened as draft:
+            if fail:
+                raise KeyboardInterrupt
+            return draft.resumed
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(Both(), True)
+    assert attempt(Both(late=2), False)
+    assert not up_to_date(tmp_path / "o", verb="t", settings=Both(), inputs=[source])
+    with pytest.raises(KeyboardInterrupt):
+        attempt(Both(late=2), True)
+    assert not attempt(Both(early=2), False)
+
+
 def test_two_processes_cannot_write_one_folder(tmp_path: Path, source: Path) -> None:
     code = (
         "from pathlib import Path; from test_artefact import write;"

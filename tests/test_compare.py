@@ -14,6 +14,7 @@ from rich.console import Console
 from gymtrl.comparison.collection import read_collection
 from gymtrl.comparison.compare import compare_candidates, compare_files
 from gymtrl.comparison.metric import Metric, parse_metric
+from gymtrl.comparison.multiple import holm
 from gymtrl.comparison.record import Candidate, Comparison
 from gymtrl.comparison.tool_errors import is_tool_error
 from gymtrl.comparison.verdict import exit_status
@@ -78,7 +79,7 @@ def test_nothing_shown_says_what_could_have_been(tmp_path: Path) -> None:
     result = compared(tmp_path, made([[0, 1], [1, 0], [1, 1], [0, 0]]), made([[1, 0], [0, 0], [1, 1], [0, 1]]))
     assert result.outcome == "not shown"
     assert f"could have shown {only(result).overall.difference.detectable * 100:.1f}." in result.verdict
-    assert any("clusters" in warning for warning in only(result).warnings)
+    assert any("only 4 independent clusters" in warning for warning in only(result).warnings)
     assert exit_status(result, "no-improvement") == 1
     assert exit_status(result, "regression") == 0
 
@@ -182,6 +183,37 @@ def test_another_harness_is_found_behind_the_same_input_rows(tmp_path: Path) -> 
         compare_files([tmp_path / "b"], [tmp_path / "a"])
 
 
+def collected(folder: Path, prompts: list[str], **more: Any) -> Path:
+    """Twenty tasks in a folder, each asked once with every one of these system prompts."""
+    rows, asked = [], []
+    for task in range(20):
+        for repeat, system in enumerate(prompts):
+            rows.append(prompted(system.format(task), f"q{task}", 1.0, index=task, repeat=repeat))
+            numbers = {"_ng_task_index": task, "_ng_rollout_index": repeat}
+            asked.append({"responses_create_params": {"input": f"q{task}"}} | numbers | more)
+    write_rows(folder / "rollouts.jsonl", rows)
+    write_rows(folder / "rollouts_materialized_inputs.jsonl", asked)
+    return folder
+
+
+def test_two_new_prompts_are_told_from_a_harness_that_tells_the_time(tmp_path: Path) -> None:
+    old = collected(tmp_path / "b", ["old", "old"])
+    with pytest.raises(UserError, match="20 with another system prompt"):
+        compare_files([old], [collected(tmp_path / "a", ["new 0", "new 1"])])
+    once = collected(tmp_path / "c", ["12:00, task {}"])
+    timed = collected(tmp_path / "d", ["13:00, task {}", "13:01, task {}"])
+    assert only(compare_files([once], [timed])).unpaired == ()
+    with pytest.raises(UserError, match="20 with another system prompt") as refused:
+        compare_files([once], [collected(tmp_path / "e", ["13:00, task {}"])])
+    assert "two rollouts of each task" in str(refused.value.remedy)
+
+
+def test_another_input_row_is_no_other_environment(tmp_path: Path) -> None:
+    before, after = (collected(tmp_path / answer, ["same"], expected=answer) for answer in "xy")
+    with pytest.raises(UserError, match="no task in common: 20 with another input row"):
+        compare_files([before], [after])
+
+
 def test_a_harness_that_tells_the_time_is_paired_by_input_rows(tmp_path: Path) -> None:
     for folder in ("b", "a"):
         rows = [prompted(f"{folder} {t} {r}", f"q{t}", 1.0, index=t, repeat=r) for t in range(3) for r in range(2)]
@@ -281,8 +313,78 @@ def test_a_run_cut_short_is_told(tmp_path: Path) -> None:
     assert (result.before.missing, only(result).after.missing) == (0, 3)
     assert only(result).after.left_out == {"malformed_json": 1}
     assert [unpaired.reason for unpaired in only(result).unpaired] == ["only_before"]
-    assert any("3 rollouts after were asked for and have no line" in warning for warning in only(result).warnings)
+    told = "3 rollouts after were asked for and stand in no line that can be read: the run was cut short"
+    assert told in only(result).warnings
     counted(result)
+
+
+def test_a_line_that_cannot_be_read_is_no_run_cut_short(tmp_path: Path) -> None:
+    for folder, lines in (("b", 4), ("a", 3)):
+        path = write_rows(tmp_path / folder / "rollouts.jsonl", made([[1.0]] * lines, side=folder))
+        asked = [
+            {"responses_create_params": {"input": f"question {t}"}, "_ng_task_index": t, "_ng_rollout_index": 0}
+            for t in range(4)
+        ]
+        write_rows(tmp_path / folder / "rollouts_materialized_inputs.jsonl", asked)
+        if folder == "a":
+            path.write_text(path.read_text() + '{"broken": \n')
+    candidate = only(compare_files([tmp_path / "b"], [tmp_path / "a"]))
+    assert (candidate.after.missing, candidate.after.unread) == (1, 1)
+    assert "1 rollouts after were asked for and stand in no line that can be read" in candidate.warnings
+    assert not any("cut short" in warning for warning in candidate.warnings)
+
+
+def test_the_same_rewards_in_another_order_are_no_change(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    drawn = [rng.choice([0, 0.1, 0.2, 0.3, 0.7, 0.9], size=4).tolist() for _ in range(60)]
+    cases = [
+        ([[0.1, 0.2, 0.3]] * 20, [[0.3, 0.2, 0.1]] * 20),
+        (drawn, [rng.permutation(group).tolist() for group in drawn]),
+        ([[1e6, -1e6, 0.1]] * 20, [[0.1, 1e6, -1e6]] * 20),
+        ([[0.1]] * 20, [[0.1, 0.1, 0.1]] * 20),
+    ]
+    for before, after in cases:
+        result = compared(tmp_path, made(before), made(after, side="a"))
+        overall = only(result).overall
+        assert (result.outcome, overall.p, overall.equal) == ("not shown", 1.0, len(before))
+        assert (overall.difference.mean, overall.difference.standard_error, overall.sign_flip_p) == (0, 0, 1)
+        assert all(task.before == task.after for task in only(result).tasks)
+        assert exit_status(result, "regression") == 0
+
+
+def test_what_is_large_elsewhere_makes_no_tie(tmp_path: Path) -> None:
+    result = compared(tmp_path, made([[1e15], *[[0.0]] * 20]), made([[1e15], *[[0.001]] * 20]))
+    assert (only(result).overall.better, only(result).overall.equal) == (20, 1)
+
+
+def test_a_shift_of_every_task_has_no_width_whatever_rounding_makes_of_it(tmp_path: Path) -> None:
+    tenths = [t / 10 for t in range(1, 9)] * 3
+    result = compared(tmp_path, made([[x] for x in tenths]), made([[x + 0.1] for x in tenths]))
+    assert result.outcome == "improved"
+    assert any("no width" in warning for warning in only(result).warnings)
+    assert "could have shown" not in result.verdict
+    assert compared(tmp_path, made([[0.7]] * 20), made([[0.8]] * 20), min_effect=0.1).outcome == "not shown"
+
+
+def test_values_too_large_for_an_interval_are_refused(tmp_path: Path) -> None:
+    lowest, highest, growing = made([[-1e308]] * 20), made([[1e308]] * 20), made([[1e200 * t] for t in range(20)])
+    for before, after in ((lowest, highest), (made([[0.0]] * 20), growing), (growing, growing)):
+        with pytest.raises(UserError, match="too large for an interval"):
+            compared(tmp_path, before, after)
+    bounded = compared(tmp_path, lowest, highest, metric="reward>=0")
+    assert bounded.outcome == "improved"
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), -0.1])
+def test_a_smallest_effect_that_is_none_is_refused(tmp_path: Path, size: float) -> None:
+    from pydantic import ValidationError
+
+    from gymtrl.comparison.settings import CompareSettings
+
+    with pytest.raises(UserError, match="min_effect is"):
+        compared(tmp_path, made([[0], [1]]), made([[1], [1]]), min_effect=size)
+    with pytest.raises(ValidationError):
+        CompareSettings(min_effect=size)
 
 
 def test_environments_are_told_apart_and_adjusted(tmp_path: Path) -> None:
@@ -358,6 +460,34 @@ def test_a_gain_that_one_of_many_candidates_may_have_by_chance(tmp_path: Path) -
     result = compare_candidates([before], [[lucky], [same], [same], [same]])
     assert result.candidates[0].overall.p < 0.05 < result.candidates[0].overall.p_adjusted
     assert "chance may give one of so many candidates" in result.candidates[0].verdict
+    (environment,) = result.candidates[0].environments
+    assert (environment.outcome, environment.p_adjusted) == ("not shown", result.candidates[0].overall.p_adjusted)
+
+
+def test_a_loss_that_one_of_many_candidates_may_have_by_chance_fails_no_check(tmp_path: Path) -> None:
+    before = write_rows(tmp_path / "b.jsonl", made([[1.0]] * 40))
+    same = write_rows(tmp_path / "s.jsonl", made([[float(t > 0)] for t in range(40)], side="s"))
+    unlucky = write_rows(tmp_path / "l.jsonl", made([[float(t > 4)] for t in range(40)], side="l"))
+    alone = compare_files([before], [unlucky])
+    assert (alone.outcome, exit_status(alone, "regression")) == ("regressed", 1)
+    result = compare_candidates([before], [[unlucky], [same], [same], [same]])
+    assert exit_status(result, "regression") == 0
+    assert "regressed" not in result.verdict
+
+
+def test_environments_of_all_candidates_are_adjusted_together(tmp_path: Path) -> None:
+    def rows(lost: int, side: str) -> list[dict[str, Any]]:
+        x = [row(f"q{t}", side, float(t >= lost), index=t, agent_ref={"name": "x"}) for t in range(40)]
+        return x + [row(f"q{t}", side, float(t != 0), index=t, agent_ref={"name": "y"}) for t in range(40)]
+
+    before = write_rows(tmp_path / "b.jsonl", rows(0, "b"))
+    paths = [write_rows(tmp_path / f"{i}.jsonl", rows(lost, str(i))) for i, lost in enumerate((5, 1, 1))]
+    alone = compare_files([before], [paths[0]])
+    assert (alone.outcome, exit_status(alone, "regression")) == ("regressed", 1)
+    result = compare_candidates([before], [[path] for path in paths])
+    p = [effect.p for candidate in result.candidates for effect in candidate.environments]
+    assert len(p) == 6
+    assert [e.p_adjusted for c in result.candidates for e in c.environments] == pytest.approx(holm(p))
 
 
 def test_the_smallest_effect_that_counts(tmp_path: Path) -> None:
@@ -380,6 +510,9 @@ def test_mcnemar_where_each_task_was_tried_once(tmp_path: Path) -> None:
     assert (overall.fixed, overall.broken) == (6, 1)
     assert overall.mcnemar_p == pytest.approx(2 * (1 + 7) / 2**7)
     assert "McNemar p = 0.12" in rendered(compared(tmp_path, before, after))
+    tenths = only(compared(tmp_path, made([[0.0]] * 30), made([[0.1]] * 20 + [[0.0]] * 10))).overall
+    assert (tenths.fixed, tenths.better) == (0, 20)
+    assert tenths.mcnemar_p == pytest.approx(2 / 2**20)
     assert only(compared(tmp_path, made([[0, 0], [1, 1]]), made([[1, 1], [1, 0]]))).overall.mcnemar_p is None
     assert only(compared(tmp_path, made([[0.5], [0.2]]), made([[0.7], [1.0]]))).overall.mcnemar_p is None
 
@@ -480,7 +613,9 @@ def test_metrics_are_read(text: str, metric: Metric) -> None:
     assert parse_metric(text) == metric
 
 
-@pytest.mark.parametrize("text", ["", ">=1", "reward>=", "reward>=high", "a..b", "my metric", "a=1", "a>1>2"])
+@pytest.mark.parametrize(
+    "text", ["", ">=1", "reward>=", "reward>=high", "reward>=nan", "reward<inf", "a..b", "my metric", "a=1", "a>1>2"]
+)
 def test_what_is_no_metric_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="is no metric"):
         parse_metric(text)

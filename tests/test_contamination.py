@@ -245,14 +245,14 @@ def test_rollouts_and_input_rows_carry_keys(tmp_path: Path) -> None:
     rollout, materialized, task = held_out_texts(path)
     (prompt,) = prompts_of(path)
     assert (rollout.task_key, rollout.input_key, rollout.text) == (prompt.task_key, prompt.input_key, prompt.text)
-    assert materialized[2:] == task[2:] == ("6 x 7?", None, input_key(source))
+    assert materialized[2:5] == task[2:5] == ("6 x 7?", None, input_key(source))
     assert rollout.input_key == task.input_key
     assert [found.line for found in (rollout, materialized, task)] == [1, 2, 3]
 
 
 def test_a_rollout_that_cannot_be_trained_on_still_names_its_task(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "r.jsonl", [row("6 x 7?", "42", 1.0) | {"response": {"output": []}}])
-    assert held_out_texts(path) == [HeldOut(str(path), 1, "6 x 7?", None, None)]
+    assert held_out_texts(path) == [HeldOut(str(path), 1, "6 x 7?", None, None, "", "agent")]
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,56 @@ def test_a_healthy_gain_is_left_alone(tmp_path: Path) -> None:
     assert not diagnose_comparison(tools)
 
 
+def test_another_form_or_fewer_calls_in_a_gain_are_left_alone(tmp_path: Path) -> None:
+    boxed = "I count the apples one by one, which makes \\boxed{{{}}} of them."
+    learned = rows(lambda n: boxed.format(n % 17), lambda n: 1.0)
+    assert not diagnose_comparison(compared(tmp_path, rows(healthy, lambda n: float(n % 3 == 0)), learned))
+    fewer = with_tools(seldom)
+    for one in fewer:
+        one["reward"] = 1.0
+    assert "tools_unused" not in codes(diagnose_comparison(compared(tmp_path, with_tools(counting), fewer)))
+
+
+def test_a_rollout_that_is_named_has_lost_the_form(tmp_path: Path) -> None:
+    before = rows(lambda n: f"It is \\boxed{{{n}}}.")
+    after = rows(lambda n: f"It is \\boxed{{{n}}}." if n < 6 else f"It is {n}, no.")
+    found = diagnose_comparison(compared(tmp_path, before, after))
+    (evidence,) = [finding.evidence for finding in found if finding.rule == "format_drift"]
+    assert evidence.endswith(f"such as {tmp_path / 'after.jsonl'}:7")
+
+
+@pytest.mark.parametrize("used", [0, 3])
+def test_calls_of_a_policy_that_hardly_called_before_are_looked_at(tmp_path: Path, used: int) -> None:
+    before = with_tools(lambda n: calling(*["look_up"] * (n < used), n=n))
+    after = with_tools(lambda n: calling("look_down", answer="Error: no such tool", n=n))
+    found = {finding.rule: finding.evidence for finding in diagnose_comparison(compared(tmp_path, before, after))}
+    assert found.keys() >= {"calls_fail", "unknown_tools"}
+    assert found["calls_fail"].endswith("1 after, of which 100.0% fail")
+    sound = with_tools(lambda n: calling("look_up", n=n))
+    assert not diagnose_comparison(compared(tmp_path, before, sound))
+
+
+def test_the_sampling_of_what_is_not_compared_is_passed_over(tmp_path: Path) -> None:
+    alone = {"agent_ref": {"name": "alone"}}
+    after = rows(healthy) + changed(rows(lambda n: "x", **alone), two_temperatures)
+    assert not diagnose_comparison(compared(tmp_path, rows(healthy), after))
+
+
+def test_a_kind_must_be_worse_by_what_counts(tmp_path: Path) -> None:
+    def kinds(value: Callable[[int], float]) -> Rows:
+        return changed(rows(healthy, value), by_template)
+
+    def small(n: int) -> float:
+        return 0.9 if n // REPEATS % 2 else 0.84 - 0.001 * (n % 3)
+
+    before, after = kinds(lambda n: 0.9), kinds(small)
+    told = [
+        codes(diagnose_comparison(compared(tmp_path, before, after, min_effect=least, **BY_TEMPLATE)))
+        for least in (0.0, 0.2)
+    ]
+    assert ["kind_broke" in one for one in told] == [True, False]
+
+
 def test_few_rollouts_that_went_wrong_are_noise(tmp_path: Path) -> None:
     after = rows(lambda n: healthy(n) + ("\nuser\nAnd pears?" if n in (3, 17) else ""))
     assert not diagnose_comparison(compared(tmp_path, rows(healthy), after))

@@ -76,6 +76,8 @@ def test_python_that_gym_does_not_run_on() -> None:
 
 def test_python_that_newer_gyms_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [oldest_python(v) for v in (None, "0.4.0", "0.5", "0.7.0rc1", "1.0")] == [(3, 12, 0)] * 2 + [(3, 13, 14)] * 3
+    with pytest.raises(UserError, match="'latest' is no version"):
+        oldest_python("latest")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     nothing = tmp_path / "uv"  # no uv: what it knows is not asked

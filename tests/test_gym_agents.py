@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from gymtrl.errors import RunError
-from gymtrl.gym.collect import collect, finished
+from gymtrl.errors import RunError, UserError
+from gymtrl.gym.agents import ask_agents
+from gymtrl.gym.collect import collect, finished, materialize
 from gymtrl.gym.servers import GymDied, RunningGym, ServerInstance, free_port
 from gymtrl.gym.settings import CollectSettings
 
@@ -33,9 +36,11 @@ class Agent(BaseHTTPRequestHandler):
         name, fails, how = row["name"], row["fails"], row["how"]
         self.asked[name] += 1
         if self.asked[name] > fails:
-            self.answer(200, json.dumps({"response": {}, "reward": 1.0}))
+            self.answer(200, json.dumps({"response": {}, "reward": 1.0, "_ng_failure_class": None}))
         elif how == "hangs":
             time.sleep(3)
+        elif how == "is to be forgotten":
+            self.answer(200, json.dumps({"_ng_no_persist": True, "_ng_failure_class": None, "reward": 0.0}))
         elif how == "says so":
             self.answer(200, json.dumps({"_ng_failure_class": "sandbox_died", "reward": 0.0}))
         elif how == "nonsense":
@@ -81,24 +86,24 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def test_failures_are_asked_again_and_never_scored(tmp_path: Path) -> None:
     out = tmp_path / "rollouts.jsonl"
-    kinds = ("500", "hangs", "says so", "nonsense")
+    kinds = ("500", "hangs", "says so", "nonsense", "is to be forgotten")
     tasks = [task("well"), *(task(f"once {k}", 1, k) for k in kinds), *(task(f"always {k}", 3, k) for k in kinds)]
     with agent() as (gym, asked):
         first = collect(lambda: gym, tasks, out, SETTINGS)
-        assert (first.wanted, first.collected, first.failed) == (9, 5, 4)
-        assert sorted(row["_ng_task_index"] for row in read(out)) == [0, 1, 2, 3, 4]
+        assert (first.wanted, first.collected, first.failed) == (11, 6, 5)
+        assert sorted(row["_ng_task_index"] for row in read(out)) == [0, 1, 2, 3, 4, 5]
         assert all(row["reward"] == 1.0 for row in read(out))
         assert asked == {"well": 1} | {f"{often} {k}": 2 for often in ("once", "always") for k in kinds}
         failed = Counter(row["_ng_task_index"] for row in read(tmp_path / "rollouts_failures.jsonl"))
-        assert failed == {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 6: 2, 7: 2, 8: 2}
+        assert failed == dict.fromkeys(range(1, 6), 1) | dict.fromkeys(range(6, 11), 2)
         reasons = {row["_ng_failure_class"] for row in read(tmp_path / "rollouts_failures.jsonl")}
-        assert reasons == {"http_500", "ReadTimeout", "sandbox_died", "not_an_object"}
+        assert reasons == {"http_500", "ReadTimeout", "sandbox_died", "not_an_object", None}
 
         # The next run asks for what is missing alone: by now the world is mended.
         assert finished(tasks, out, SETTINGS) is None
         again = collect(lambda: gym, tasks, out, SETTINGS)
-        assert (again.collected, again.failed) == (9, 0)
-        assert sorted(row["_ng_task_index"] for row in read(out)) == list(range(9))
+        assert (again.collected, again.failed) == (11, 0)
+        assert sorted(row["_ng_task_index"] for row in read(out)) == list(range(11))
         assert asked["well"] == 1 and asked["always 500"] == 4
 
 
@@ -121,3 +126,50 @@ def test_what_fails_because_gym_died_is_asked_of_the_next_one(tmp_path: Path) ->
 def test_an_agent_that_is_gone_ends_the_collection(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="agent 'mine' does not answer"):
         collect(lambda: gym_at(free_port()), [task("well")], tmp_path / "rollouts.jsonl", SETTINGS)
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file grows beyond `size` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_loses_what_it_had_no_place_for_and_no_more(tmp_path: Path) -> None:
+    out, tasks = tmp_path / "rollouts.jsonl", [task("first"), task("second"), task("third")]
+    rows = materialize(tasks, SETTINGS)
+    with agent() as (gym, asked):
+        assert collect(lambda: gym, tasks, out, SETTINGS).collected == 3
+        lines = out.read_bytes().splitlines(keepends=True)
+        out.write_bytes(lines[0])
+        with files_up_to(len(lines[0]) + 10):
+            # Not in silence, although the first ten bytes of the next one fit.
+            with pytest.raises(OSError, match="too large"):
+                urls = {"mine": gym.agent_url("mine")}
+                failures = tmp_path / "rollouts_failures.jsonl"
+                ask_agents(urls, rows[1:2], out, failures, SETTINGS, watch=lambda: None, report=lambda done: None)
+            assert out.stat().st_size == len(lines[0]) + 10
+        with files_up_to(0):
+            # Neither the inputs nor the rollouts are written anew to find out what is there.
+            assert finished(tasks, out, SETTINGS) is None
+            assert out.read_bytes() == lines[0]
+        assert collect(lambda: gym, tasks, out, SETTINGS).collected == 3
+        assert asked["first"] == 1
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    out, tasks = tmp_path / "rollouts.jsonl", [task("first"), task("second")]
+    with agent() as (gym, _):
+        collect(lambda: gym, tasks, out, SETTINGS)
+    first, second = out.read_bytes().splitlines(keepends=True)
+    for damaged in (b"\0" * 20 + b"\n", first[:20] + second, b"{}\n", b"[]\n"):
+        out.write_bytes(first + damaged)
+        with pytest.raises(UserError, match=r"rollouts\.jsonl:2: not a rollout") as caught:
+            finished(tasks, out, SETTINGS)
+        assert "remove the line" in str(caught.value.remedy)

@@ -152,8 +152,9 @@ def six(*rewards: float) -> list[dict[str, object]]:
     ("rows", "message"),
     [
         ([row("q", "a", 1.0), row("q", "b", 0.0, repeat=1)], "1 tasks with valid rewards"),
-        ([row("q", "a", None)], "0 tasks with valid rewards"),
+        ([row("q", "a", None)], "no rollout with a valid reward: value_missing 1"),
         (six(1.0, 1.0), "nothing scatters"),
+        (six(0.1, 0.1, 0.1), "nothing scatters"),
         (six(0.0, 1e300), "more than a billion tasks"),
         (six(1.7e308, 1.7e308), "more than a billion tasks"),
     ],
@@ -168,7 +169,7 @@ def test_other_tasks_are_refused_and_missing_ones_told(tmp_path: Path) -> None:
     before = rollouts(tmp_path / "b.jsonl", tasks=40)
     fewer = rollouts(tmp_path / "a.jsonl", tasks=20, seed=1)
     notes = planned(before, fewer).notes
-    assert notes[0].startswith("20 tasks are in one collection only")
+    assert notes[0] == "20 tasks have no partner and were left out"
     assert "from 20 tasks only" in notes[1]
     other = write_rows(tmp_path / "o.jsonl", [row(f"other {t}", "a", 1.0, index=t) for t in range(3)])
     with pytest.raises(UserError, match="no task in common"):
@@ -183,6 +184,53 @@ def test_invalid_rewards_do_not_count(tmp_path: Path) -> None:
             stream.write(json.dumps(row(f"question {t}", "x", 100.0, index=t, repeat=9, mask_sample=True)) + "\n")
         stream.write("not json\n")
     assert planned(path) == plan
+
+
+def test_what_the_model_failed_counts_as_in_compare(tmp_path: Path) -> None:
+    paths = [rollouts(tmp_path / f"{s}.jsonl", tasks=40, seed=s, spread=0.2 * s) for s in (0, 1)]
+    well_formed = planned(*paths)
+    for path in paths:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for one in rows:
+            if not one["reward"]:
+                one["response"]["output"] = []
+        write_rows(path, rows)
+    assert planned(*paths) == well_formed
+
+
+def test_rollouts_that_are_there_twice_count_once(tmp_path: Path) -> None:
+    path = rollouts(tmp_path / "b.jsonl", tasks=40)
+    plan = planned(path)
+    path.write_text(path.read_text() * 2)
+    assert planned(path) == plan
+    once = rollouts(tmp_path / "once.jsonl", tasks=40, repeats=1)
+    once.write_text(once.read_text() * 2)
+    with pytest.raises(UserError, match="every task has one rollout"):
+        planned(once)
+
+
+def test_one_input_row_in_two_environments_is_two_tasks_of_one_cluster(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    paths = []
+    for side in "ba":
+        rows, asked = [], []
+        for index in range(60):
+            agent = {"name": "xy"[index % 2]}
+            easy = index % 2 == 0 and not (side == "a" and index // 2 % 3 == 0)
+            for repeat in range(4):
+                reward = float(random.random() < (0.9 if easy else 0.1))
+                numbers = {"_ng_task_index": index, "_ng_rollout_index": repeat}
+                question = f"q{index // 2}"
+                rows.append(row(question, f"{side}{repeat}", reward, index=index, repeat=repeat, agent_ref=agent))
+                asked.append({"responses_create_params": {"input": question}, "agent_ref": agent} | numbers)
+        write_rows(tmp_path / f"{side}_materialized_inputs.jsonl", asked)
+        paths.append(write_rows(tmp_path / f"{side}.jsonl", rows))
+    difference = compare_files(paths[:1], paths[1:]).candidates[0].overall.difference
+    plan = planned(*paths, tasks=60, repeats=4)
+    assert plan.measured_tasks == difference.n == 60
+    assert difference.clusters == 30
+    assert plan.taken.variance.within < 0.4  # of one task's rollouts, not of those of both agents
+    assert plan.detectable[0][0] == pytest.approx(difference.detectable, rel=1e-9)
 
 
 def test_the_verb_prints_tables_and_json(tmp_path: Path) -> None:

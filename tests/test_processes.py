@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gymtrl.processes import Supervised
+from gymtrl.processes import KEY_VARIABLE, Supervised
 
 # A child, a grandchild in a session of its own whose parent has gone, and one that ignores the polite signal.
 TREE = "(setsid sleep 300 &); (sleep 301 &); trap '' INT; sleep 302"
@@ -49,7 +49,7 @@ def test_stop_ends_the_whole_tree(tmp_path: Path) -> None:
 def test_kill_9_leaves_nothing(tmp_path: Path, victim: str) -> None:
     tag = uuid.uuid4().hex
     code = (
-        "import sys, time; from pathlib import Path; from gymtrl.processes import Supervised\n"
+        "import sys, time; from pathlib import Path; from gymtrl.processes import KEY_VARIABLE, Supervised\n"
         "with Supervised(['sleep', '300'], log=Path(sys.argv[1]), grace=1): time.sleep(300)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], env=os.environ | {"TEST_TAG": tag})
@@ -69,3 +69,14 @@ def test_exit_status_and_log(tmp_path: Path) -> None:
             time.sleep(0.05)
         assert process.exit_code() == 7
     assert process.tail() == "hello"
+
+
+def test_what_we_start_never_gets_the_key_of_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
+    monkeypatch.setenv("TEST_TAG", "passed on")
+    for name, env in (("ours", None), ("given", dict(os.environ))):
+        log = tmp_path / name
+        with Supervised(["env"], log=log, env=env) as process:
+            while process.exit_code() is None:
+                time.sleep(0.05)
+        assert "TEST_TAG=passed on" in log.read_text() and "sk-secret" not in log.read_text()

@@ -44,7 +44,7 @@ TEMPLATE = (
     '{% for c in m.tool_calls or [] %}<tool_call>{"name":"{{ c.function.name }}","arguments":'
     "{{ c.function.arguments | tojson }}}</tool_call> {% endfor %}{% endfor %}"
 )
-TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}]
 
 
 def make_model(folder: Path) -> Path:
@@ -179,6 +179,8 @@ def test_tool_calls(client: httpx.Client) -> None:
     for fields in ({"tool_choice": "none"}, {"tools": None}):
         message = ask(client, "call", **({"tools": TOOLS, "max_tokens": 9} | fields)).json()["choices"][0]["message"]
         assert message == {"role": "assistant", "content": CALL}
+    cut = ask(client, "call", tools=TOOLS, max_tokens=1).json()["choices"][0]  # a whole call, and no token for the end
+    assert cut["message"]["tool_calls"][0]["function"] == call["function"] and cut["finish_reason"] == "tool_calls"
     broken = ask(client, "break", tools=TOOLS, max_tokens=9).json()["choices"][0]
     assert (broken["message"]["content"], broken["finish_reason"]) == (BROKEN, "stop")
 
@@ -407,7 +409,7 @@ def test_start_failures(model: Path, tmp_path: Path) -> None:
             (command(model, "--port", port), 3, "another one"),
             (command(tmp_path / "absent"), 2, "checkpoint"),
             (command(tmp_path / "empty"), 2, "config.json"),
-            (command(tmp_path / "adapter"), 2, "name it with --model"),
+            (command(tmp_path / "adapter"), 2, "also takes --model"),
             (command(model, "--max-batch", "0"), 2, "at least 1"),
             (command(model, "--port", "65536"), 2, "65535"),
             (command(model, "--port", "-1"), 2, "65535"),

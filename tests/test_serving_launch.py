@@ -186,7 +186,7 @@ def test_vllm_answers_as_the_light_endpoint_does(smollm2_tools_dir: Path, tmp_pa
         pytest.skip(f"{VLLM} is not there: make check-vllm")
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(smollm2_tools_dir, dtype=torch.float32)
-    lora = LoraConfig(r=8, lora_alpha=1, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    lora = LoraConfig(r=8, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
     fields = {"max_tokens": 24, "tools": TOOLS, "logprobs": True, "top_logprobs": 0, "return_tokens_as_token_ids": True}
     found: dict[str, Any] = {}

@@ -19,11 +19,25 @@ from starlette.routing import Route
 
 from gymtrl.errors import RunError, UserError
 from gymtrl.gym.servers import free_port
-from gymtrl.serving.hosted import KEY_VARIABLE, TOKEN_FIELDS, Hosted
+from gymtrl.processes import KEY_VARIABLE
+from gymtrl.serving import relay
+from gymtrl.serving.hosted import TOKEN_FIELDS, Hosted
 from gymtrl.serving.relay import relaying
 from test_serving_http import make_model, running
 
 KEY = "sk-secret-0123"
+TOO_MANY = "max_tokens is too large: {}. This model supports at most 16384 completion tokens"
+REFUSALS = {
+    "slow down": (429, "too many"),
+    "be away": (503, "overloaded"),
+    "be empty": (402, "no credit"),
+    "overfill": (400, "This model's maximum context length is 8192 tokens; reduce messages or max_tokens"),
+}
+THOUGHT = {
+    "think": {"reasoning_content": "Hm.", "reasoning": "Hm."},
+    "think alone": {"reasoning": "Hm.", "content": None},
+    "think nothing": {"reasoning_content": None},
+}
 
 
 @contextmanager
@@ -41,9 +55,13 @@ def provider(seen: list[Any]) -> Iterator[str]:
             message.keys() - {"role", "content"} for message in body["messages"]
         ):
             return JSONResponse({"error": {"message": "unknown field"}}, 400)
-        if body["messages"][-1]["content"] == "slow down":
-            return JSONResponse({"error": {"message": "too many"}}, 429)
-        message = {"role": "assistant", "content": "Hello."}
+        said = body["messages"][-1]["content"]
+        if said in REFUSALS:
+            status, why = REFUSALS[said]
+            return JSONResponse({"error": {"message": why}}, status)
+        if body.get("max_tokens", 0) > 16384:
+            return JSONResponse({"error": {"message": TOO_MANY.format(body["max_tokens"])}}, 400)
+        message = {"role": "assistant", "content": "Hello."} | THOUGHT.get(said, {})
         return JSONResponse({"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]})
 
     port = free_port()
@@ -60,6 +78,10 @@ def provider(seen: list[Any]) -> Iterator[str]:
         thread.join(10)
 
 
+def ours() -> dict[str, Any]:
+    return {"name": "policy", "port": free_port(), "max_output_tokens": 8}
+
+
 def ask(url: str, text: str, **fields: Any) -> httpx.Response:
     body = {"model": "policy", "messages": [{"role": "user", "content": text}], "max_tokens": 3, **fields}
     return httpx.post(f"{url}/chat/completions", json=body, timeout=60)
@@ -69,7 +91,7 @@ def test_an_endpoint_of_ours_is_passed_on_whole(tmp_path: Path) -> None:
     model = make_model(tmp_path / "chain")
     with running(model) as (_, ready):
         hosted = Hosted(f"{ready['url']}/v1", "chain")
-        with relaying(hosted, name="policy", port=free_port()) as endpoint:
+        with relaying(hosted, **ours()) as endpoint:
             assert endpoint.server == f"chain at {ready['url']}/v1"
             message = ask(endpoint.url, "w0", temperature=0, **TOKEN_FIELDS).json()["choices"][0]["message"]
             assert message["content"] == "w1 w2 w3"
@@ -81,7 +103,7 @@ def test_an_endpoint_of_ours_is_passed_on_whole(tmp_path: Path) -> None:
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
         with (
             pytest.raises(UserError, match="has no model 'other'"),
-            relaying(Hosted(f"{ready['url']}/v1", "other"), name="policy", port=free_port()),
+            relaying(Hosted(f"{ready['url']}/v1", "other"), **ours()),
         ):
             pass
 
@@ -89,7 +111,7 @@ def test_an_endpoint_of_ours_is_passed_on_whole(tmp_path: Path) -> None:
 def test_a_provider_is_asked_for_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    with provider(seen) as url, relaying(Hosted(url, "big"), name="policy", port=free_port()) as endpoint:
+    with provider(seen) as url, relaying(Hosted(url, "big"), **ours()) as endpoint:
         history = {"role": "assistant", "content": "Hi.", "generation_token_ids": [1], "generation_log_probs": [-1.0]}
         messages = [{"role": "user", "content": "Hi"}, history, {"role": "user", "content": "More"}]
         answer = ask(endpoint.url, "", messages=messages, **TOKEN_FIELDS)
@@ -103,6 +125,68 @@ def test_a_provider_is_asked_for_what_it_knows(monkeypatch: pytest.MonkeyPatch) 
         assert KEY not in endpoint.server and KEY not in answer.text
 
 
+def test_who_does_not_know_the_relays_key_spends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with provider(seen) as url, relaying(Hosted(url, "big"), **ours(), key="of-this-session") as endpoint:
+        probed = len(seen)
+        assert ask(endpoint.url, "Hi").status_code == 401
+        body = {"model": "policy", "messages": [{"role": "user", "content": "Hi"}]}
+        for given, status in (("Bearer other", 401), ("Bearer of-this-session", 200), ("Bearer \xe9", 401)):
+            headers = {b"Authorization": given.encode("latin-1")}
+            answer = httpx.post(f"{endpoint.url}/chat/completions", json=body, headers=headers)
+            assert answer.status_code == status
+        assert len(seen) == probed + 1
+        endpoint.check()  # that strangers are refused says nothing about the endpoint
+
+
+def test_reasoning_stands_in_the_text_where_gym_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with provider([]) as url, relaying(Hosted(url, "big"), **ours()) as endpoint:
+        for said, text in (
+            ("think", "<think>Hm.</think>Hello."),
+            ("think alone", "<think>Hm.</think>"),
+            ("think nothing", "Hello."),
+        ):
+            message = ask(endpoint.url, said).json()["choices"][0]["message"]
+            assert message["content"] == text
+            assert not message.keys() & {"reasoning", "reasoning_content"}
+
+
+def test_a_refused_token_limit_is_no_full_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with provider([]) as url:
+        with (
+            pytest.raises(UserError, match="max_tokens is too large"),
+            relaying(Hosted(url, "big"), **ours() | {"max_output_tokens": 100000}),
+        ):
+            pass
+        with relaying(Hosted(url, "big"), **ours()) as endpoint:
+            # Gym scores an empty reply where the status is 400 and the text has one of its two phrases.
+            assert ask(endpoint.url, "Hi", max_tokens=100000).status_code == 422
+            assert ask(endpoint.url, "overfill").status_code == 400
+
+
+def test_an_endpoint_that_goes_away_ends_the_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setattr(relay, "_GONE_SECONDS", 0.5)
+    with provider([]) as url, relaying(Hosted(url, "big"), **ours()) as endpoint:
+        for said in ("be away", "Hi", "be away", "slow down"):
+            assert ask(endpoint.url, said).status_code in (200, 429, 503)
+            time.sleep(0.3)
+            endpoint.check()
+        ask(endpoint.url, "be away")
+        time.sleep(0.6)
+        endpoint.check()  # nothing was asked since
+        ask(endpoint.url, "be away")
+        with pytest.raises(RunError, match="has answered nothing for"):
+            endpoint.check()
+    with provider([]) as url, relaying(Hosted(url, "big"), **ours()) as endpoint:
+        assert ask(endpoint.url, "be empty").status_code == 402
+        with pytest.raises(RunError, match=r"refuses further requests \(402\)"):
+            endpoint.check()
+
+
 def test_what_cannot_be_reached_is_told_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,13 +194,13 @@ def test_what_cannot_be_reached_is_told_before_anything_runs(
     with provider([]) as url:
         with (
             pytest.raises(UserError, match="refuses the key") as caught,
-            relaying(Hosted(url, "big"), name="policy", port=free_port()),
+            relaying(Hosted(url, "big"), **ours()),
         ):
             pass
         assert KEY_VARIABLE in str(caught.value.remedy) and KEY not in str(caught.value)
     with (
         pytest.raises(RunError, match="nothing answers"),
-        relaying(Hosted(f"http://127.0.0.1:{free_port()}/v1", "big"), name="policy", port=free_port()),
+        relaying(Hosted(f"http://127.0.0.1:{free_port()}/v1", "big"), **ours()),
     ):
         pass
     assert KEY not in "".join(capfd.readouterr())

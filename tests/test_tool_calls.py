@@ -44,6 +44,7 @@ WEATHER: dict[str, Any] = {
                 "unit": {"anyOf": [{"type": "string"}, {"type": "null"}]},
                 "share": {"type": ["number", "null"]},
                 "any": True,
+                "place": {"type": "object"},
             },
         },
     },
@@ -107,6 +108,18 @@ def template_tokenizer(template: str) -> PreTrainedTokenizerFast:
             "",
             [("weather", {"city": "3", "days": "three"}), ("other", {})],
         ),
+        (
+            QWEN3,
+            "<tool_call><function=weather><parameter=city>None</parameter><parameter=days>None</parameter>"
+            "<parameter=parts>['a', None]</parameter><parameter=place>{'é': True}</parameter></function></tool_call>"
+            "<tool_call><function=weather><parameter=parts>{1, 2}</parameter><parameter=place>f(1)</parameter>"
+            "</function></tool_call>",
+            "",
+            [
+                ("weather", {"city": "None", "days": None, "parts": ["a", None], "place": {"é": True}}),
+                ("weather", {"parts": "{1, 2}", "place": "f(1)"}),
+            ],
+        ),
     ],
 )
 def test_calls_are_read(family: Any, text: str, before: str, calls: list[tuple[str, Any]]) -> None:
@@ -166,6 +179,13 @@ def test_hostile_replies_are_read_in_linear_time(family: Any) -> None:
         text = part * 10_000
         assert read_calls(text, family) == (text, [])
     assert time.process_time() - start < 2
+
+
+def test_arguments_that_nest_too_deep_for_python_stay_text() -> None:
+    value = "{'a': " + "[" * 100_000 + "]" * 100_000 + "}"
+    text = f"<tool_call><function=weather><parameter=place>{value}</parameter></function></tool_call>"
+    (call,) = read_calls(text, QWEN3, [WEATHER])[1]
+    assert json.loads(call.arguments) == {"place": value}
 
 
 TRL_TEMPLATES = {

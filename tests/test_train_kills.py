@@ -7,10 +7,11 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ from tiny import filtered, metrics, sums, tiny_llama
 
 STAGES = ("preparation", "loading", "first step", "checkpoint", "end")
 KILLS_EACH = 4
+MOST_KILLS = 60
 STEPS = 60
 _TRAIN = """
 import sys
@@ -114,29 +116,33 @@ def test_killed_at_random_moments(method: str, tmp_path: Path, smollm2_dir: Path
     dataset = tmp_path / "dataset"
     format_sft(filtered(tmp_path / "filtered", rows[:72], rows[72:]), dataset, FormatSftSettings(model=str(model)))
     chosen = TrainSftSettings(method=method, max_steps=STEPS, save_steps=3, learning_rate=0.01, effective_batch=4)
-    takes = dict.fromkeys(STAGES, 0.0)
+    took = defaultdict[str, list[float]](list)
     attempt = Attempt(dataset, tmp_path / "whole", chosen)
     last, entered = "preparation", time.monotonic()
     while attempt.process.poll() is None:
         if (now := attempt.stage()) != last:
-            takes[last] = max(takes.get(last, 0.0), time.monotonic() - entered)
+            took[last].append(time.monotonic() - entered)
             last, entered = now, time.monotonic()
-    takes[last] = time.monotonic() - entered
+    took[last].append(time.monotonic() - entered)
+    takes = {stage: statistics.median(seconds) for stage, seconds in took.items()}
     assert attempt.process.returncode == 0
 
     moments = random.Random(0)
     aims = moments.sample(STAGES * KILLS_EACH, len(STAGES) * KILLS_EACH)
-    hit: Counter[str] = Counter()
+    hit: Counter[tuple[str, str]] = Counter()
     finished = 0
-    while aims:
+    while left := aims or sorted(set(STAGES) - {seen for _, seen in hit}):  # a short stage may take more kills to hit
+        assert hit.total() < MOST_KILLS, hit
+        aim = left[0]
         attempt = Attempt(dataset, tmp_path / "killed", chosen)
-        while attempt.process.poll() is None and attempt.stage() != aims[0]:
+        while attempt.process.poll() is None and attempt.stage() != aim:
             attempt.look_below()
-        time.sleep(moments.uniform(0, takes[aims[0]]))
+        time.sleep(moments.uniform(0, takes[aim]))
         if attempt.process.poll() is None:
             seen = attempt.stage()
             attempt.kill(all_of_it=moments.random() < 0.5)
-            hit[f"{aims.pop(0)}: {seen}"] += 1
+            hit[aim, seen] += 1
+            aims = aims[1:]
         else:  # it was too late for this stage
             assert attempt.process.returncode == 0
             same_result(tmp_path / "whole", tmp_path / "killed")
@@ -146,8 +152,6 @@ def test_killed_at_random_moments(method: str, tmp_path: Path, smollm2_dir: Path
     print(f"kills, as aimed and as seen: {dict(hit)}; {finished} runs ended between them")
     train(dataset, tmp_path / "killed", chosen)
     same_result(tmp_path / "whole", tmp_path / "killed")
-    missed = set(STAGES) - {name.partition(": ")[2] for name in hit}
-    assert not missed, hit
 
 
 def same_result(whole: Path, killed: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
+from torch import distributed, multiprocessing
 
 from gymtrl import FormatSftSettings, RunError, TrainSftSettings, format_sft, train
-from gymtrl.training.checkpoints import Seal, last_sealed
+from gymtrl.training.checkpoints import Seal, drop_torn, last_sealed
 from gymtrl.training.job import Outcome, write_json
 from gymtrl.training.progress import MetricsLog
 from gymtrl.workspace.metrics import read_metrics
@@ -95,6 +97,7 @@ def test_torn_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert last_sealed(tmp_path) == tmp_path / "checkpoint-4"  # the last one was never sealed
     (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(bytes(50))
     assert last_sealed(tmp_path) == tmp_path / "checkpoint-2"
+    drop_torn(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     (tmp_path / "checkpoint-2" / "sealed.json").write_text('{"optimi')
     assert last_sealed(tmp_path) is None and last_sealed(tmp_path / "absent") is None
@@ -115,6 +118,24 @@ def test_a_checkpoint_that_cannot_be_sealed_ends_training_before_the_next(
     with pytest.raises(OSError, match="No space left"):
         seal.on_step_end(None, None, SimpleNamespace(should_save=True, should_training_stop=False))
     assert last_sealed(tmp_path) is None
+
+
+def test_no_process_goes_on_before_the_last_checkpoint_is_sealed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(bytes(100))
+    multiprocessing.spawn(_ends_training, (tmp_path,), nprocs=2)
+    assert [(tmp_path / f"seen-{rank}").read_text() for rank in range(2)] == ["checkpoint-2", "checkpoint-2"]
+
+
+def _ends_training(rank: int, folder: Path) -> None:
+    distributed.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
+    fsync = os.fsync
+    os.fsync = lambda descriptor: (time.sleep(1), fsync(descriptor))[1]  # a slow disk
+    seal, state = Seal(), SimpleNamespace(global_step=2, is_world_process_zero=rank == 0)
+    seal.on_save(SimpleNamespace(output_dir=str(folder)), state, None)
+    seal.on_train_end(None, state, None)
+    found = last_sealed(folder)
+    (folder / f"seen-{rank}").write_text(found.name if found is not None else "none")
 
 
 def _save(seal: Seal, folder: Path, step: int, *, wait: bool = True) -> None:

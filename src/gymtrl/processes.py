@@ -21,6 +21,9 @@ from types import TracebackType
 
 import psutil
 
+KEY_VARIABLE = "GYMTRL_ENDPOINT_KEY"
+"""Environment variable that holds the key of a hosted endpoint. What we start runs others' code, and never gets it."""
+
 _END_SECONDS = 15.0  # to end what did not end politely
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -33,7 +36,7 @@ class Supervised:
     Args:
         command (`Sequence[str]`): Program and arguments; no shell reads them.
         log (`Path`, *optional*): File that receives its standard output and error; ours by default.
-        env (`Mapping[str, str]`, *optional*): Its environment; ours by default.
+        env (`Mapping[str, str]`, *optional*): Its environment; ours by default. `KEY_VARIABLE` is left out.
         cwd (`Path`, *optional*): Its working directory.
         grace (`float`, *optional*, defaults to `20.0`): Seconds between the polite signal (SIGINT) and the end.
     """
@@ -56,7 +59,9 @@ class Supervised:
                 stdin=subprocess.PIPE,
                 stdout=2 if stream is None else stream,  # ours may be for results alone
                 stderr=None if stream is None else subprocess.STDOUT,
-                env=None if env is None else dict(env),
+                env={
+                    name: value for name, value in (os.environ if env is None else env).items() if name != KEY_VARIABLE
+                },
                 cwd=cwd,
                 # Ctrl-C at the terminal reaches us alone: we decide in which order things stop.
                 start_new_session=True,

@@ -127,6 +127,7 @@ def read_collection(inputs: Sequence[Path], metric: Metric, *, cluster: str | No
         missing=_missing(files, cluster, fold.files, whole),
         refused_by=_counted(fold.reasons, whole[_REASON, states == _REFUSED]),
         sampling={name: tuple(sorted(ways, key=str)) for name, ways in fold.sampling.items()},
+        unread=unread.total(),
     )
     return Collection(
         side,
@@ -254,7 +255,7 @@ def _counted(names: Mapping[str, int], places: NDArray[np.int64]) -> dict[str, i
 def _missing(
     files: Sequence[Path], cluster: str | None, places: Mapping[str, int], whole: NDArray[np.int64]
 ) -> int | None:
-    """Rollouts that the inputs beside the files ask for and that have no line, as where a run was cut short."""
+    """Rollouts that the inputs beside the files ask for and that stand in no line that can be read."""
     asked = {str(file): load_sidecar(file, cluster).rows.keys() for file in files}
     if not any(asked.values()):
         return None
@@ -270,5 +271,6 @@ def _no_value(name: str, metric: Metric, left_out: Counter[str]) -> UserError:
     what = "reward" if metric.path == "reward" else f"{metric.path!r}"
     return UserError(
         f"{name} holds no rollout with a valid {what}" + (f": {reasons}" if reasons else ""),
-        remedy=f"'gymtrl inspect' shows what is in it; --metric takes {metric.path!r} as a path into the row",
+        remedy="'gymtrl inspect' shows what is in it"
+        + ("" if metric.path == "reward" else f"; --metric takes {metric.path!r} as a path into the row"),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from gymtrl.comparison.collection import Collection, read_collection
 from gymtrl.comparison.distribution import distributions
-from gymtrl.comparison.effect import FEW_CLUSTERS, Scores, adjusted, costs, estimate, score
+from gymtrl.comparison.effect import SURE_CLUSTERS, Scores, adjusted, costs, estimate, score
 from gymtrl.comparison.metric import parse_metric
 from gymtrl.comparison.pairing import Half, Pairing, pair
 from gymtrl.comparison.record import Candidate, Comparison, Effect, Flip, Side, TaskDifference
@@ -61,14 +63,16 @@ def compare_candidates(
         `Comparison`: With one candidate for each of `candidates`, in order.
 
     Raises:
-        UserError: No tasks in common, one cluster only, no valid values, or collections sampled differently.
+        UserError: No tasks in common, one cluster only, no valid values, or ones too large for an interval, or
+            collections sampled differently; a `min_effect` that is no finite number from 0.
     """
+    if not 0 <= min_effect < math.inf:
+        raise UserError(f"min_effect is {min_effect:g}", remedy="pass a finite number, 0 or more")
     measured = parse_metric(metric)
     first = read_collection(before, measured, cluster=cluster)
     compared = [_compared(first, read_collection(files, measured, cluster=cluster), min_effect) for files in candidates]
     points = all(map(_within_one, [first, *(c.after for c in compared)]))
-    overall = adjusted([c.overall for c in compared])
-    done = [_candidate(first, c, effect, points, min_effect) for c, effect in zip(compared, overall, strict=True)]
+    done = [_candidate(first, one, points, min_effect) for one in _adjusted(compared)]
     return Comparison(
         outcome=least_favourable([candidate.outcome for candidate in done]),
         verdict="\n".join(candidate.verdict for candidate in done),
@@ -81,7 +85,7 @@ def compare_candidates(
 
 
 class _Compared(NamedTuple):
-    """A candidate before it is known what the others show."""
+    """A candidate with what is shown in all of its tasks and in each environment, if there are several."""
 
     after: Collection
     pairing: Pairing
@@ -101,16 +105,28 @@ def _compared(before: Collection, after: Collection, min_effect: float) -> _Comp
         )
     overall = estimate(scores, "", min_effect)
     if len(scores.names) == 1:
-        return _Compared(
-            after, pairing, scores, overall, (msgspec.structs.replace(overall, environment=scores.names[0]),)
-        )
+        return _Compared(after, pairing, scores, overall, ())
     here = ((name, scores.of(scores.environments == place)) for place, name in enumerate(scores.names))
-    each = [estimate(some, name, min_effect) for name, some in here if len(np.unique(some.clusters)) > 1]
-    return _Compared(after, pairing, scores, overall, adjusted(each))
+    each = (estimate(some, name, min_effect) for name, some in here if len(np.unique(some.clusters)) > 1)
+    return _Compared(after, pairing, scores, overall, tuple(each))
 
 
-def _candidate(before: Collection, compared: _Compared, overall: Effect, points: bool, min_effect: float) -> Candidate:
-    after, pairing, scores, _, environments = compared
+def _adjusted(compared: Sequence[_Compared]) -> Iterator[_Compared]:
+    """Allows for there being several: the candidates are one family, the environments of all of them another.
+
+    An environment that is alone in a candidate shows what all of its tasks do.
+    """
+    overall = adjusted([one.overall for one in compared])
+    each = iter(adjusted([effect for one in compared for effect in one.environments]))
+    for one, effect in zip(compared, overall, strict=True):
+        environments = tuple(islice(each, len(one.environments)))
+        if len(one.scores.names) == 1:
+            environments = (msgspec.structs.replace(effect, environment=one.scores.names[0]),)
+        yield one._replace(overall=effect, environments=environments)
+
+
+def _candidate(before: Collection, compared: _Compared, points: bool, min_effect: float) -> Candidate:
+    after, pairing, scores, overall, environments = compared
     took, habits = costs(pairing, before, after, scores)
     return Candidate(
         outcome=overall.outcome,
@@ -171,9 +187,9 @@ def _rows_of(tasks: NDArray[np.int64], side: Collection, half: Half) -> dict[int
 def _warnings(before: Collection, compared: _Compared) -> tuple[str, ...]:
     after, pairing, scores, overall, environments = compared
     difference, found = overall.difference, []
-    if difference.clusters < FEW_CLUSTERS:
+    if difference.clusters < SURE_CLUSTERS:
         found.append(f"only {difference.clusters} independent clusters: the interval may be too narrow")
-    if difference.standard_error == 0:
+    if difference.alike:
         found.append("every task changed by the same amount: the interval has no width")
     named = {effect.environment for effect in environments}
     found += [f"{name} has one cluster only: no interval of its own" for name in scores.names if name not in named]
@@ -194,7 +210,8 @@ def _lost(word: str, side: Side) -> list[str]:
     """What is not there of one side."""
     found = []
     if side.missing:
-        found.append(f"{side.missing} rollouts {word} were asked for and have no line: the run was cut short")
+        cut = ": the run was cut short" if side.missing > side.unread else ""
+        found.append(f"{side.missing} rollouts {word} were asked for and stand in no line that can be read{cut}")
     if duplicates := side.left_out.get("duplicate"):
         found.append(f"{duplicates} rollouts {word} are there twice and count once")
     others = {reason: number for reason, number in side.left_out.items() if reason != "duplicate"}

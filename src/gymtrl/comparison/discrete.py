@@ -28,7 +28,10 @@ def mcnemar_p(fixed: int, broken: int) -> float:
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share, from independent trials; all of 0 to 1 where there are none."""
+    """The 95 % interval of a share, from independent trials; all of 0 to 1 where there are none.
+
+    For callers: `compare` tells differences, not the share of one side.
+    """
     if n == 0:
         return 0.0, 1.0
     z = float(special.ndtri(0.5 + LEVEL / 2))

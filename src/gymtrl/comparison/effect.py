@@ -13,16 +13,20 @@ from scipy import special
 from gymtrl.comparison.bootstrap import bootstrap_interval
 from gymtrl.comparison.collection import Collection
 from gymtrl.comparison.discrete import mcnemar_p, pass_at_k
-from gymtrl.comparison.estimate import LEVEL, MeanEstimate, cluster_mean, sign_flip_p
-from gymtrl.comparison.measures import COSTS, HABITS, MEASURES
+from gymtrl.comparison.estimate import LEVEL, ROUNDING, MeanEstimate, cluster_mean, sign_flip_p
+from gymtrl.comparison.measures import COSTS, FORMS, HABITS, MEASURES
 from gymtrl.comparison.multiple import holm
 from gymtrl.comparison.pairing import Half, Pairing
 from gymtrl.comparison.record import Cost, Effect, Habits, Outcome, PassAtK
+from gymtrl.errors import UserError
 from gymtrl.rollouts.quality import default_threshold
 
 FEW_CLUSTERS = 15
 """Below this an interval can be too narrow; the sign-flip test must then agree."""
+SURE_CLUSTERS = 30
+"""Below this a warning is due: where a few clusters lose much and many gain little, the interval is too narrow."""
 _EXAMPLES = 3
+_TIE = 1e-12  # of a task's values: means that lie no further apart are the same, summed in another order
 
 
 class Scores(NamedTuple):
@@ -34,8 +38,8 @@ class Scores(NamedTuple):
         clusters (`ndarray` of `int64`): Each task's cluster.
         thresholds (`ndarray` of `float64`): Value at which a rollout passes, by environment.
         binary (`ndarray` of `bool`): Whether values are one of two, by environment.
-        sums, counts, passes (`ndarray` of shape (2, tasks)): Sums of values, rollouts and those that pass, before and
-            after.
+        means, counts, passes (`ndarray` of shape (2, tasks)): Means of values, rollouts and those that pass, before
+            and after.
     """
 
     environments: NDArray[np.int64]
@@ -43,14 +47,9 @@ class Scores(NamedTuple):
     clusters: NDArray[np.int64]
     thresholds: NDArray[np.float64]
     binary: NDArray[np.bool_]
-    sums: NDArray[np.float64]
+    means: NDArray[np.float64]
     counts: NDArray[np.int64]
     passes: NDArray[np.int64]
-
-    @property
-    def means(self) -> NDArray[np.float64]:
-        """Task means, before and after."""
-        return self.sums / self.counts
 
     def flips(self) -> NDArray[np.int64]:
         """1 for tasks that were fixed, -1 for broken ones, else 0: most of their rollouts pass after, or before."""
@@ -63,14 +62,14 @@ class Scores(NamedTuple):
         return self._replace(
             environments=self.environments[tasks],
             clusters=self.clusters[tasks],
-            sums=self.sums[:, tasks],
+            means=self.means[:, tasks],
             counts=self.counts[:, tasks],
             passes=self.passes[:, tasks],
         )
 
 
 def score(pairing: Pairing, before: Collection, after: Collection) -> Scores:
-    """Sums the values of paired tasks."""
+    """Takes the means of paired tasks."""
     names = sorted({asked.environment for asked in pairing.asked})
     environments = _codes([asked.environment for asked in pairing.asked])
     halves = ((before, pairing.before), (after, pairing.after))
@@ -80,10 +79,11 @@ def score(pairing: Pairing, before: Collection, after: Collection) -> Scores:
         here = [v[environments[half.tasks] == place] for v, (_, half) in zip(values, halves, strict=True)]
         distinct = np.unique(np.concatenate(here))
         threshold, _ = default_threshold(distinct.tolist())
-        thresholds[place] = (distinct[0] + distinct[-1]) / 2 if threshold is None else threshold
+        thresholds[place] = distinct[0] / 2 + distinct[-1] / 2 if threshold is None else threshold
         binary[place] = len(distinct) <= 2
     n = len(pairing.keys)
     tasks = [half.tasks for _, half in halves]
+    counts = np.array([np.bincount(t, minlength=n) for t in tasks])
     passing = [v >= thresholds[environments[t]] for v, t in zip(values, tasks, strict=True)]
     return Scores(
         environments,
@@ -91,20 +91,44 @@ def score(pairing: Pairing, before: Collection, after: Collection) -> Scores:
         _codes([asked.cluster_key for asked in pairing.asked]),
         thresholds,
         binary,
-        np.array([np.bincount(t, v, n) for t, v in zip(tasks, values, strict=True)]),
-        np.array([np.bincount(t, minlength=n) for t in tasks]),
+        _means(tasks, values, counts),
+        counts,
         np.array([np.bincount(t[p], minlength=n) for t, p in zip(tasks, passing, strict=True)]),
     )
 
 
+def _means(
+    tasks: Sequence[NDArray[np.int64]], values: Sequence[NDArray[np.float64]], counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Task means before and after, the same where only rounding lies between them."""
+    n = counts.shape[1]
+    before, after = (np.bincount(t, v, n) / count for t, v, count in zip(tasks, values, counts, strict=True))
+    sizes = [np.bincount(t, np.abs(v), n) / count for t, v, count in zip(tasks, values, counts, strict=True)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        tied = np.abs(after - before) <= _TIE * sizes[0] + _TIE * sizes[1]
+    return np.array([before, np.where(tied, before, after)])
+
+
 def estimate(scores: Scores, environment: str, min_effect: float) -> Effect:
-    """The difference over paired tasks of two clusters or more; several tests at once are not yet allowed for."""
-    before, after = scores.means
-    changes, clusters = after - before, scores.clusters
-    difference = cluster_mean(changes, clusters)
+    """The difference over paired tasks of two clusters or more; several tests at once are not yet allowed for.
+
+    Raises:
+        UserError: Values so large that their mean, or the width of its interval, is no finite number.
+    """
+    (before, after), clusters = scores.means, scores.clusters
+    with np.errstate(over="ignore", invalid="ignore"):
+        changes = after - before
+        means = [cluster_mean(values, clusters) for values in (before, after, changes)]
+    if not np.isfinite([(mean.low, mean.high) for mean in means]).all():
+        raise UserError(
+            f"values of up to {np.abs(scores.means).max():g} are too large for an interval of their difference",
+            remedy="look at them with 'gymtrl inspect'; a --metric with a bound takes values of any size",
+        )
+    difference = means[2]
     flipped = _flipped(changes, clusters)
     p = _p(changes, clusters, difference, flipped, min_effect)
     flips = scores.flips()
+    better, worse = int(np.sum(changes > 0)), int(np.sum(changes < 0))
     fixed, broken = int(np.sum(flips > 0)), int(np.sum(flips < 0))
     present = np.unique(scores.environments)
     thresholds = np.unique(scores.thresholds[present])
@@ -112,16 +136,16 @@ def estimate(scores: Scores, environment: str, min_effect: float) -> Effect:
     return Effect(
         environment=environment,
         outcome=outcome_of(difference, p),
-        before=cluster_mean(before, clusters),
-        after=cluster_mean(after, clusters),
+        before=means[0],
+        after=means[1],
         difference=difference,
         p=p,
         p_adjusted=p,
         bootstrap=bootstrap_interval(changes, clusters),
         sign_flip_p=flipped,
-        mcnemar_p=mcnemar_p(fixed, broken) if once and difference.clusters == difference.n else None,
-        better=int(np.sum(changes > 0)),
-        worse=int(np.sum(changes < 0)),
+        mcnemar_p=mcnemar_p(better, worse) if once and difference.clusters == difference.n else None,
+        better=better,
+        worse=worse,
         equal=int(np.sum(changes == 0)),
         fixed=fixed,
         broken=broken,
@@ -142,7 +166,7 @@ def adjusted(effects: Sequence[Effect]) -> tuple[Effect, ...]:
 
 def outcome_of(difference: MeanEstimate, p: float) -> Outcome:
     """What is shown at 5 %."""
-    if p > 1 - LEVEL:
+    if not p <= 1 - LEVEL:
         return "not shown"
     return "improved" if difference.mean > 0 else "regressed"
 
@@ -179,7 +203,10 @@ def _costs(means: NDArray[np.float64], clusters: NDArray[np.int64]) -> list[Cost
 def _with_examples(cost: Cost, after: Collection, half: Half, tasks: NDArray[np.bool_]) -> Cost:
     if cost.name not in (*HABITS, "truncated"):
         return cost
-    shown = half.rows[tasks[half.tasks] & (after.measures[MEASURES.index(cost.name)][half.rows] > 0)]
+    values = after.measures[MEASURES.index(cost.name)][half.rows]
+    # Where a form was lost, rollouts without it show what became of it.
+    shows = values == 0 if cost.name in FORMS and cost.difference.mean < 0 else values > 0
+    shown = half.rows[tasks[half.tasks] & shows]
     return msgspec.structs.replace(cost, examples=tuple(str(after.origin(row)) for row in shown[:_EXAMPLES].tolist()))
 
 
@@ -199,11 +226,11 @@ def _p(
 ) -> float:
     """p-value that the true difference lies within the smallest that counts, on the side where it was seen."""
     beyond = abs(d.mean) - min_effect
-    if beyond <= 0:
+    if beyond <= ROUNDING * abs(d.mean):
         return 1.0
     if min_effect:
         flipped = _flipped(changes - np.sign(d.mean) * min_effect, clusters)
-    if d.standard_error <= 1e-12 * abs(d.mean):  # all changed alike
+    if d.alike:
         return flipped
     p = float(2 * special.stdtr(d.degrees_of_freedom, -beyond / d.standard_error))
     return max(p, flipped) if d.clusters < FEW_CLUSTERS else p

@@ -20,6 +20,8 @@ _SAMPLED_SIGNS = 20_000
 _FEW_SAMPLES = 4  # for them, looking sums up is faster than making every sign
 _BLOCK = 1 << 18  # numbers held at a time
 POWER = 0.8
+ROUNDING = 1e-9
+"""Of a mean: what is smaller may be rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class MeanEstimate:
     detectable: float
     n: int
     clusters: int
+
+    @property
+    def alike(self) -> bool:
+        """Whether the values are all the same, but for rounding."""
+        return self.standard_error <= ROUNDING * abs(self.mean)
 
 
 def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:

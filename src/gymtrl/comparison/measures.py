@@ -25,7 +25,8 @@ HABITS = (
     "chat markers",
     *FORMS,
 )
-"""0 or 1, but for failed calls and unknown tools, which are shares of a rollout's calls."""
+"""0 or 1, but for failed calls and unknown tools, which are shares of a rollout's calls; without calls none is unknown,
+and of failed ones nothing is known."""
 MEASURES = (*COSTS, *HABITS)
 
 _SPECIAL = re.compile(r"<\|[a-zA-Z_]+\|>")
@@ -46,7 +47,7 @@ def measures(rollout: Rollout) -> tuple[float, ...]:
     completion, calls, cut = rollout.completion, rollout.n_tool_calls, rollout.truncated
     if not completion:
         return sent, made, math.nan, math.nan, cut, math.nan, math.nan, 1.0, *_UNKNOWN
-    errors, failed, unknown, repeated = 0, math.nan, math.nan, False
+    errors, failed, unknown, repeated = 0, math.nan, 0.0, False
     if calls:
         errors = sum([message.role == "tool" and is_tool_error(message.content) for message in completion])
         failed, unknown = errors / calls, _unknown_calls(rollout) / calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def parse_metric(text: str) -> Metric:
     """Reads a metric as a user writes it: a dotted path, or a path with a bound.
 
     Raises:
-        UserError: There is no path, or the bound is no number.
+        UserError: There is no path, or the bound is no finite number.
     """
     sign = _SIGN.search(text)
     path = (text[: sign.start()] if sign else text).strip()
@@ -61,9 +62,12 @@ def parse_metric(text: str) -> Metric:
     if sign is None:
         return Metric(path)
     try:
-        return Metric(path, sign.group(), float(text[sign.end() :]))
+        bound = float(text[sign.end() :])
     except ValueError:
-        raise UserError(f"{text!r} is no metric: {text[sign.end() :]!r} is no number", remedy=EXAMPLES) from None
+        bound = math.nan
+    if not math.isfinite(bound):
+        raise UserError(f"{text!r} is no metric: {text[sign.end() :]!r} is no finite number", remedy=EXAMPLES)
+    return Metric(path, sign.group(), bound)
 
 
 def measure(metric: Metric, rollout: Rollout, row: Callable[[Rollout], Any]) -> float | None:

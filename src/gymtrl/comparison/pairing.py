@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,6 +52,8 @@ def pair(before: Collection, after: Collection) -> Pairing:
     """Pairs the tasks of two collections, by `input_key` where all have one, else by `task_key`.
 
     Tasks that share an input row and not the prompt are no pair: something between the row and the model has changed.
+    A harness that asks otherwise each time, as one that tells the time, is known by several rollouts of a task; with
+    one on each side it cannot be told from one that has changed, and the tasks are no pair.
 
     Raises:
         UserError: The collections were sampled differently, or by other agents, or share no task.
@@ -61,7 +63,7 @@ def pair(before: Collection, after: Collection) -> Pairing:
     sides = [_by_key(side.asked, by_input) for side in (before, after)]
     valid = [{_key(side.asked[code], by_input) for code in set(side.codes.tolist())} for side in (before, after)]
     shared = sides[0].keys() & sides[1].keys()
-    changed = {key for key in shared if _other_prompt(sides[0][key], sides[1][key])}
+    changed = _changed(shared, sides, [_rollouts(side, by_input) for side in (before, after)])
     keys = sorted((shared - changed) & valid[0] & valid[1])
     unpaired = _unpaired(sides, valid, changed)
     if not keys:
@@ -89,9 +91,31 @@ def _half(side: Collection, numbers: Mapping[Key, int], by_input: bool) -> Half:
     return Half(rows, tasks[rows])
 
 
-def _other_prompt(before: Sequence[Asked], after: Sequence[Asked]) -> bool:
-    """Whether each side asked in one way, and not in the same; a harness that adds the time asks in many ways."""
-    return len(before) == len(after) == 1 and before[0].task_key != after[0].task_key
+def _rollouts(side: Collection, by_input: bool) -> Counter[Key]:
+    """How many rollouts of each task have a valid value."""
+    found: Counter[Key] = Counter()
+    for asked, rollouts in zip(side.asked, np.bincount(side.codes, minlength=len(side.asked)).tolist(), strict=True):
+        found[_key(asked, by_input)] += rollouts
+    return found
+
+
+def _changed(
+    shared: Iterable[Key], sides: Sequence[Mapping[Key, list[Asked]]], rollouts: Sequence[Counter[Key]]
+) -> set[Key]:
+    """Tasks asked in no way that both sides share, where that is no habit of a harness.
+
+    It is none where a side asked several times in one way. With one rollout on each side nothing tells.
+    """
+    found = set()
+    for key in shared:
+        before, after = ({asked.task_key for asked in side[key]} for side in sides)
+        if before & after:
+            continue
+        several = [counts[key] > 1 for counts in rollouts]
+        one_way = [len(ways) == 1 for ways in (before, after)]
+        if any(a and b for a, b in zip(several, one_way, strict=True)) or all(one_way):
+            found.add(key)
+    return found
 
 
 def _unpaired(
@@ -127,11 +151,16 @@ def _same_question(before: dict[Key, Asked], after: dict[Key, Asked]) -> list[tu
 
 
 def _other_prompts(pairs: Sequence[tuple[Asked, Asked]]) -> Unpaired:
-    differing = {name for a, b in pairs for name in a.parts if a.parts[name] != b.parts[name]}
-    if not differing or any(a.environment != b.environment for a, b in pairs):
-        differing.add("environment")
+    differing = {name for a, b in pairs for name in _differing(a, b)}
     places = tuple(f"{a.place} and {b.place}" for a, b in pairs[:_EXAMPLES])
     return Unpaired("other_prompt", len(pairs), f"with another {' and another '.join(sorted(differing))}", places)
+
+
+def _differing(a: Asked, b: Asked) -> set[str]:
+    names = {name for name in a.parts if a.parts[name] != b.parts[name]}
+    if a.environment != b.environment:
+        names.add("environment")
+    return names or {"input row"}
 
 
 def _left(reason: Reason, detail: str, side: Mapping[Key, Asked], keys: Iterable[Key]) -> list[Unpaired]:
@@ -160,7 +189,10 @@ def _different(before: Collection, after: Collection, what: str, x: Iterable[obj
 
 def _nothing_shared(before: Collection, after: Collection, unpaired: Sequence[Unpaired]) -> UserError:
     reasons = "; ".join(f"{u.tasks} {u.detail} ({u.examples[0]})" for u in unpaired)
-    return UserError(
-        f"{before.side.name} and {after.side.name} have no task in common: {reasons}",
-        remedy="collect both on the same tasks with the same agent and prompts: 'gymtrl validate' does",
-    )
+    remedy = "collect both on the same tasks with the same agent and prompts: 'gymtrl validate' does"
+    if any(u.reason == "other_prompt" for u in unpaired):
+        remedy += (
+            "; that a harness asks otherwise each time, as where it tells the time, is seen with the inputs that Gym "
+            "writes beside each file and two rollouts of each task"
+        )
+    return UserError(f"{before.side.name} and {after.side.name} have no task in common: {reasons}", remedy=remedy)

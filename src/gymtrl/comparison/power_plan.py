@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from gymtrl.comparison.collection import Collection, read_collection
+from gymtrl.comparison.estimate import ROUNDING
+from gymtrl.comparison.metric import Metric
+from gymtrl.comparison.pairing import Half, Pairing, pair
 from gymtrl.comparison.power import (
     TaskScores,
     Variance,
@@ -23,7 +26,6 @@ from gymtrl.comparison.power import (
 )
 from gymtrl.comparison.power_settings import PowerSettings
 from gymtrl.errors import UserError
-from gymtrl.rollouts.reader import read_lines
 
 _TASKS = (50, 100, 200, 500, 1000, 2000)
 _REPEATS = (1, 2, 4, 8, 16)
@@ -85,7 +87,7 @@ def plan_power(before: Sequence[Path], after: Sequence[Path] = (), *, settings: 
 
     With two collections of the same tasks the scatter of the tasks' differences is measured. With one it is not known:
     `2 * tau^2 * (1 - r)` is taken, with tau^2 the variance of the tasks' true scores and r their correlation before and
-    after, which is assumed.
+    after, which is assumed. What counts and what is paired is the same as in `compare`.
 
     Args:
         before (`Sequence[Path]`): Rollout files.
@@ -93,13 +95,18 @@ def plan_power(before: Sequence[Path], after: Sequence[Path] = (), *, settings: 
         settings (`PowerSettings`): The effect, and the tasks or repeats that there are.
 
     Raises:
-        `UserError`: Fewer than two clusters of tasks, no two rollouts of a task, or rewards that are all equal.
+        `UserError`: Fewer than two clusters of tasks, no two rollouts of a task, or rewards that are all equal; what
+            `compare` refuses of two collections.
     """
-    read = [_rewards(paths, settings.cluster) for paths in (before, after) if paths]
-    by_input = all(reward.input_key for side in read for reward in side)
-    sides = [_by_task(side, by_input) for side in read]
+    sides = [read_collection(paths, Metric("reward"), cluster=settings.cluster) for paths in (before, after) if paths]
+    pairing = pair(sides[0], sides[-1])
+    first, second = _scores(sides[0], pairing, pairing.before), _scores(sides[-1], pairing, pairing.after)
     with np.errstate(over="ignore", invalid="ignore"):  # rewards may be of any size; what comes of it is looked at
-        variances, notes, n = _paired(*sides) if len(sides) == 2 else _single(sides[0])
+        variances, notes = _paired(first, second) if len(sides) == 2 else _single(first)
+    if lacking := sum(unpaired.tasks for unpaired in pairing.unpaired):
+        what = "partner" if len(sides) > 1 else "valid reward"
+        notes = (*notes, f"{lacking} tasks have no {what} and were left out")
+    n = len(first)
     if n < _FEW_TASKS:
         notes = (*notes, f"the variance is from {n} tasks only: take the numbers as rough")
     repeats = (settings.repeats,) if settings.repeats else _REPEATS
@@ -128,8 +135,7 @@ def plan_power(before: Sequence[Path], after: Sequence[Path] = (), *, settings: 
 _Variances = dict[float | None, Variance]
 
 
-def _single(tasks: Mapping[str, TaskScores]) -> tuple[_Variances, tuple[str, ...], int]:
-    scores = list(tasks.values())
+def _single(scores: Sequence[TaskScores]) -> tuple[_Variances, tuple[str, ...]]:
     clusters = _clusters(scores)
     within = variance_within_tasks(scores)
     if within is None:
@@ -139,28 +145,18 @@ def _single(tasks: Mapping[str, TaskScores]) -> tuple[_Variances, tuple[str, ...
         )
     means = [_mean(task) for task in scores]
     true, freedom = variance_between_tasks(means, clusters, noise_of_means(scores, within))
-    _refuse_constant(true + within)
+    _refuse_constant(true + within, scores)
     variances: _Variances = {r: Variance(2 * true * (1 - r), 2 * within, freedom) for r in _CORRELATIONS}
     note = (
         "what training does to one task more than to another cannot be seen in one collection; taken is a correlation "
         f"of {_TAKEN:g} between tasks' true scores before and after. A second collection of the same tasks measures it"
     )
-    return variances, (note,), len(scores)
+    return variances, (note,)
 
 
-def _paired(
-    before: Mapping[str, TaskScores], after: Mapping[str, TaskScores]
-) -> tuple[_Variances, tuple[str, ...], int]:
-    common = sorted(before.keys() & after.keys())
-    a, b = [before[key] for key in common], [after[key] for key in common]
-    if not common:
-        raise UserError(
-            "the two collections have no task in common", remedy="give collections of the same tasks, or one only"
-        )
+def _paired(a: Sequence[TaskScores], b: Sequence[TaskScores]) -> tuple[_Variances, tuple[str, ...]]:
     clusters = _clusters(a)
     notes = []
-    if lacking := len(before.keys() ^ after.keys()):
-        notes.append(f"{lacking} tasks are in one collection only and were left out")
     within_a, within_b = variance_within_tasks(a), variance_within_tasks(b)
     if within_a is None and within_b is None:
         notes.append("every task has one rollout a side: repeats are taken to be of no help, which they may well be")
@@ -171,31 +167,15 @@ def _paired(
     changes = [_mean(y) - _mean(x) for x, y in zip(a, b, strict=True)]
     noise = noise_of_means(a, known_a) + noise_of_means(b, known_b)
     between, freedom = variance_between_tasks(changes, clusters, noise)
-    _refuse_constant(between + known_a + known_b)
-    return {None: Variance(between, known_a + known_b, freedom)}, tuple(notes), len(common)
+    _refuse_constant(between + known_a + known_b, [*a, *b])
+    return {None: Variance(between, known_a + known_b, freedom)}, tuple(notes)
 
 
-class _Reward(NamedTuple):
-    input_key: str | None
-    task_key: str
-    cluster: str
-    reward: float
-
-
-def _rewards(paths: Sequence[Path], cluster: str | None) -> list[_Reward]:
-    """Rewards that are valid measurements; `compare` leaves out the others too."""
-    return [
-        _Reward(r.input_key, r.task_key, r.cluster_key, r.reward)
-        for line in read_lines(paths, cluster=cluster)
-        if (r := line.rollout) is not None and not r.masked and r.reward is not None and math.isfinite(r.reward)
-    ]
-
-
-def _by_task(rewards: Iterable[_Reward], by_input: bool) -> dict[str, TaskScores]:
-    tasks: dict[str, TaskScores] = {}
-    for one in rewards:
-        key = (one.input_key if by_input else None) or one.task_key
-        tasks.setdefault(key, TaskScores(one.cluster, [])).rewards.append(one.reward)
+def _scores(side: Collection, pairing: Pairing, half: Half) -> list[TaskScores]:
+    """The rewards of one side, one place a task of the pairing."""
+    tasks = [TaskScores(asked.cluster_key, []) for asked in pairing.asked]
+    for task, reward in zip(half.tasks.tolist(), side.values[half.rows].tolist(), strict=True):
+        tasks[task].rewards.append(reward)
     return tasks
 
 
@@ -209,8 +189,9 @@ def _clusters(tasks: Sequence[TaskScores]) -> list[str]:
     return found
 
 
-def _refuse_constant(variance: float) -> None:
-    if variance <= 0:
+def _refuse_constant(variance: float, tasks: Sequence[TaskScores]) -> None:
+    largest = max(abs(reward) for task in tasks for reward in task.rewards)
+    if math.sqrt(variance) <= ROUNDING * largest:
         raise UserError(
             "nothing scatters: rewards do not differ between rollouts of a task, nor changes between tasks",
             remedy="look at the rewards with 'gymtrl inspect'; harder or easier tasks may differ",

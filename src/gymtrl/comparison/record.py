@@ -28,10 +28,11 @@ class Side(msgspec.Struct, frozen=True):
             `value_missing`, `value_not_finite`, or why they could not be read. None of them counts as 0.
         skipped (`int`): Lines of files that Gym writes beside the rollouts.
         failed_attempts (`dict[str, int]`): Attempts that the world failed, by class, as Gym lists them beside the file.
-        missing (`int`, *optional*): Rollouts that were asked for and have no line; `None` where nothing tells what was
-            asked for.
+        missing (`int`, *optional*): Rollouts that were asked for and stand in no line that can be read; `None` where
+            nothing tells what was asked for.
         refused_by (`dict[str, int]`): Those `refused`, by the reason why their answer is no sound chat.
         sampling (`dict[str, tuple[Sampling, ...]]`): How the policy was asked to sample, by environment.
+        unread (`int`): Of the lines left out, those that could not be read.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Side(msgspec.Struct, frozen=True):
     missing: int | None
     refused_by: dict[str, int] = {}
     sampling: dict[str, tuple[Sampling, ...]] = {}
+    unread: int = 0
 
 
 class PassAtK(msgspec.Struct, frozen=True):
@@ -76,7 +78,8 @@ class Effect(msgspec.Struct, frozen=True):
         difference (`MeanEstimate`): Mean over tasks of after minus before, in units of the metric.
         p (`float`): Two-sided p-value that the difference is no larger than the smallest that counts: by the t test of
             the interval; below 15 clusters, or where all tasks changed alike, no smaller than by sign flips.
-        p_adjusted (`float`): The same after Holm's adjustment, over environments, or for all over candidates.
+        p_adjusted (`float`): The same after Holm's adjustment: for all tasks over the candidates, for one of several
+            environments over the environments of all candidates.
         bootstrap (`tuple[float, float]`): The interval of the difference by bootstrap over clusters.
         sign_flip_p (`float`): p-value under flips of the sign of whole clusters.
         mcnemar_p (`float`, *optional*): Exact, where values are binary, each task was tried once and tasks are
@@ -116,7 +119,8 @@ class Cost(msgspec.Struct, frozen=True):
         before, after (`float`): Means.
         difference (`MeanEstimate`): Of the tasks' means.
         tasks (`int`): Tasks in which it is known on both sides.
-        examples (`tuple[str, ...]`): Of ways to go, some rollouts after, as `file:line`.
+        examples (`tuple[str, ...]`): Of ways to go, some rollouts after, as `file:line`; of a form that was lost, some
+            without it.
     """
 
     name: str
@@ -144,7 +148,8 @@ class Unpaired(msgspec.Struct, frozen=True):
 
     Attributes:
         reason (`str`): `only_before`, `only_after`, `other_prompt` (the same question was asked with another system
-            prompt, other tools or another history), or `no_value` (no valid value on one side).
+            prompt, other tools or another history, or stands in another input row), or `no_value` (no valid value on
+            one side).
         tasks (`int`): How many.
         detail (`str`): What differs, or on which side, in words.
         examples (`tuple[str, ...]`): Lines of some of them, as `file:line`.

@@ -24,6 +24,7 @@ class CompareSettings(BaseModel, extra="forbid"):
     min_effect: float = Field(
         default=0.0,
         ge=0.0,
+        allow_inf_nan=False,
         description="Smallest difference that counts, in units of the metric: one is shown where the interval lies "
         "beyond it.",
         json_schema_extra={"source": "any difference counts"},

@@ -31,7 +31,7 @@ def sentence(overall: Effect, environments: Sequence[Effect], *, points: bool, m
         if effect.outcome not in (overall.outcome, "not shown"):
             size = _number(abs(effect.difference.mean), scale)
             parts.append(f"{effect.environment} {effect.outcome} by {size}{unit}")
-    if d.standard_error:
+    if not d.alike:
         could = _number(d.detectable + min_effect, scale)
         parts.append(f"{_count(d.n, 'task')} × {_repeats(overall)} could have shown {could}")
     return "; ".join(parts) + "."
@@ -59,7 +59,7 @@ def exit_status(comparison: Comparison, fail_on: str | None) -> int:
 def _why_not(effect: Effect, scale: float, unit: str, min_effect: float) -> str:
     """Why a difference is not shown although its interval leaves out zero; `""` where it does not."""
     d = effect.difference
-    if d.low <= 0 <= d.high and (d.standard_error or not d.mean):
+    if d.low <= 0 <= d.high:
         return ""
     if min(abs(d.low), abs(d.high)) <= min_effect:
         return f", which may be less than the {_number(min_effect, scale)}{unit} that count"

@@ -30,7 +30,7 @@ def _form(change: Change) -> str | None:
     changed = [
         (abs(cost.difference.mean), shares_told(name, cost, "rollouts"))
         for name, cost in change.measures(*FORMS)
-        if abs(cost.difference.mean) >= OTHER_FORM and beyond_noise(cost.difference)
+        if name not in change.improved() and abs(cost.difference.mean) >= OTHER_FORM and beyond_noise(cost.difference)
     ]
     return listed([words for _, words in sorted(changed, reverse=True)])
 
@@ -103,7 +103,7 @@ ANSWER_RULES = (
         "Compare the part of the reward that judges the form, such as with 'gymtrl compare ... --metric "
         "reward_components.format'; if it fell, train again on rows that have the form: 'gymtrl filter ... --where "
         '"reward_format = 1"\'',
-        f"ours: by {OTHER_FORM * 100:g} points, and beyond three standard errors",
+        f"ours: by {OTHER_FORM * 100:g} points, and beyond three standard errors; told where no improvement is shown",
         _form,
     ),
     ChangeRule(

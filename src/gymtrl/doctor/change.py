@@ -41,6 +41,10 @@ class Change:
                 if cost.name in names:
                     yield habits.environment, cost
 
+    def improved(self) -> set[str]:
+        """Environments with a shown gain."""
+        return {effect.environment for effect in self.candidate.environments if effect.outcome == "improved"}
+
     def told(self, difference: MeanEstimate) -> str:
         """A difference of the metric with its interval, in words."""
         d = difference

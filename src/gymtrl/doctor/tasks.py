@@ -11,6 +11,7 @@ from gymtrl.comparison.estimate import LEVEL, MeanEstimate, cluster_mean
 from gymtrl.comparison.multiple import holm
 from gymtrl.comparison.record import Effect, TaskDifference
 from gymtrl.doctor.change import FEWEST_TASKS, POINTS, Change, ChangeRule, listed
+from gymtrl.rollouts.record import Sampling
 
 REACHES = 0.5
 
@@ -42,7 +43,7 @@ def _kinds(change: Change) -> str | None:
     if not large or len(kinds) < 2:
         return None
     estimates = [cluster_mean([task.after - task.before for task in tasks], range(len(tasks))) for tasks in large]
-    least = POINTS if change.comparison.points else 0.0
+    least = max(POINTS if change.comparison.points else 0.0, change.comparison.min_effect)
     found = [
         (d.mean, f"{tasks[0].environment}: {change.told(d)} over {d.n:,} tasks such as {_question(tasks[0])!r}")
         for tasks, d, p in zip(large, estimates, holm([_p(d) for d in estimates]), strict=True)
@@ -80,17 +81,19 @@ def _learned_by_heart(change: Change) -> str | None:
 
 
 def _several_samplings(change: Change) -> str | None:
-    sampling = change.candidate.after.sampling
-    return listed(
-        [f"{name}: {'; '.join(map(str, ways[:3]))}" for name, ways in sorted(sampling.items()) if len(ways) > 1]
-    )
+    return listed([f"{name}: {'; '.join(map(str, ways[:3]))}" for name, ways in _samplings(change) if len(ways) > 1])
+
+
+def _samplings(change: Change) -> list[tuple[str, tuple[Sampling, ...]]]:
+    """How the policy was asked to sample after training, in the environments that are compared."""
+    compared = {task.environment for task in change.candidate.tasks}
+    return sorted((name, ways) for name, ways in change.candidate.after.sampling.items() if name in compared)
 
 
 def _sampling_unset(change: Change) -> str | None:
     if change.candidate.outcome == "improved":
         return None
-    sampling = change.candidate.after.sampling
-    unset = [name for name, ways in sorted(sampling.items()) if any(one.temperature is None for one in ways)]
+    unset = [name for name, ways in _samplings(change) if any(one.temperature is None for one in ways)]
     return f"requests of {listed(unset)} name no temperature" if unset else None
 
 
@@ -103,7 +106,7 @@ TASK_RULES = (
         "template, too high a learning rate.",
         "Read broken tasks in the rollouts; train again with rollouts of this environment among the others, and with a "
         "third of the --learning-rate",
-        "by the interval, with Holm's adjustment where there are several environments",
+        "by the interval, with Holm's adjustment where several environments or candidates are tested",
         _environments,
     ),
     ChangeRule(
@@ -115,7 +118,7 @@ TASK_RULES = (
         "Collect and train on more tasks of this kind; 'gymtrl filter ... --balance uniform' keeps frequent ones from "
         "pushing out the others",
         f"p at most 0.05 with Holm's adjustment over kinds of {FEWEST_TASKS} tasks or more; ours: by {POINTS * 100:g} "
-        "points",
+        "points, or by the smallest difference that counts",
         _kinds,
     ),
     ChangeRule(

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from gymtrl.doctor.change import BEYOND, Change, ChangeRule, beyond_noise, listed, more_of
+from gymtrl.doctor.change import (
+    BEYOND,
+    FEWEST_TASKS,
+    POINTS,
+    Change,
+    ChangeRule,
+    beyond_noise,
+    grown,
+    listed,
+    more_of,
+    shares_told,
+)
 
 FEWER_CALLS = 1.5
+
+
+def _failing(change: Change) -> str | None:
+    found = [shares_told(name, cost, "calls") for name, cost in grown(change, "failed calls")]
+    known = {name for name, cost in change.measures("failed calls") if cost.tasks >= FEWEST_TASKS}
+    calls = dict(change.measures("tool calls"))
+    # A policy that hardly called before has no share of failures to set those of now against.
+    for name, errors in change.measures("tool errors"):
+        made = calls[name]
+        before, after = (errors.before / made.before if made.before else 0.0), errors.after / (made.after or 1.0)
+        if name not in known and after - before >= POINTS and beyond_noise(errors.difference):
+            found.append(
+                f"{name}: {made.before:.3g} calls a rollout before, {made.after:.3g} after, of which {after:.1%} fail"
+            )
+    return listed(found)
 
 
 def _unused(change: Change) -> str | None:
@@ -12,7 +38,9 @@ def _unused(change: Change) -> str | None:
         [
             f"{name}: {cost.before:.3g} calls a rollout before, {cost.after:.3g} after"
             for name, cost in change.measures("tool calls")
-            if cost.before >= FEWER_CALLS * cost.after and beyond_noise(cost.difference)
+            if name not in change.improved()
+            and cost.before >= FEWER_CALLS * cost.after
+            and beyond_noise(cost.difference)
         ]
     )
 
@@ -27,7 +55,7 @@ TOOL_RULES = (
         "Read a rollout that is named; leave out those that needed many attempts with 'gymtrl filter ... "
         "--max-tool-calls N', and train again",
         BEYOND,
-        more_of("failed calls", what="calls"),
+        _failing,
     ),
     ChangeRule(
         "unknown_tools",
@@ -37,7 +65,7 @@ TOOL_RULES = (
         "Train on rollouts of the environments that count, with 'gymtrl filter ... --agents NAME', and on several tool "
         "lists; rows with undeclared tools are kept by --keep-context only",
         BEYOND,
-        more_of("unknown tools", what="calls"),
+        more_of("unknown tools", what="calls of a rollout"),
     ),
     ChangeRule(
         "calls_as_text",
@@ -57,7 +85,7 @@ TOOL_RULES = (
         "Most training rows answer without tools, or the rows with calls were dropped.",
         "Keep rollouts with calls only, with 'gymtrl filter ... --require-tool-use', or give them a larger share; see "
         "what 'gymtrl format' dropped",
-        f"ours: {FEWER_CALLS:g} times fewer, and beyond three standard errors",
+        f"ours: {FEWER_CALLS:g} times fewer, and beyond three standard errors; told where no improvement is shown",
         _unused,
     ),
 )

@@ -58,7 +58,7 @@ async def _ask_all(
     ended = 0
     limits = httpx.Limits(max_connections=settings.concurrency)
     async with httpx.AsyncClient(timeout=settings.timeout, limits=limits, trust_env=False) as client:
-        with out.open("ab", buffering=0) as good, failures.open("ab", buffering=0) as bad:
+        with out.open("ab") as good, failures.open("ab") as bad:
 
             async def one(row: Row) -> None:
                 nonlocal ended
@@ -66,12 +66,17 @@ async def _ask_all(
                     for attempt in range(settings.attempts):
                         await asyncio.sleep(_PAUSE_SECONDS * attempt)
                         result = await _ask(client, urls[row["agent_ref"]["name"]], row)
-                        failed = "_ng_failure_class" in result
-                        (bad if failed else good).write(msgspec.json.encode(result) + b"\n")
+                        # As Gym tells them; its second mark is of rollouts to be kept out of every file.
+                        failure = result.get("_ng_failure_class")
+                        failed = failure is not None or bool(result.get("_ng_no_persist"))
+                        file = bad if failed else good
+                        # Buffered: a write to a full disk may be short, and the rest of a line comes before the next.
+                        file.write(msgspec.json.encode(result) + b"\n")
+                        file.flush()
                         if not failed:
                             break
                     else:
-                        if result["_ng_failure_class"] == _UNREACHABLE:
+                        if failure == _UNREACHABLE:
                             told = f"the agent '{row['agent_ref']['name']}' does not answer: {result['error']}"
                             raise RunError(told, remedy="see Gym's log")
                 ended += 1

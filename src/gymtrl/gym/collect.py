@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,9 +190,13 @@ def _prepare(out: Path, rows: Sequence[Row]) -> tuple[list[Row], Path]:
     inputs, failures = (out.with_name(f"{out.stem}_{kind}.jsonl") for kind in ("materialized_inputs", "failures"))
     lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and (not inputs.exists() or inputs.read_bytes() != lines):
-        raise UserError(f"{out} is another collection's", remedy="choose another file, or remove it")
-    inputs.write_bytes(lines)
+    if not inputs.exists() or inputs.read_bytes() != lines:
+        if out.exists():
+            raise UserError(f"{out} is another collection's", remedy="choose another file, or remove it")
+        # Whole or absent: by this file the rollouts beside it are known again.
+        draft = inputs.with_name(f".{inputs.name}.partial")
+        draft.write_bytes(lines)
+        draft.replace(inputs)
     have = {_key(row) for row in _whole_lines(out)}
     return [row for row in rows if _key(row) not in have], failures
 
@@ -203,8 +208,18 @@ def _whole_lines(path: Path) -> list[Row]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        path.write_bytes(whole)
-    return [msgspec.json.decode(line) for line in whole.splitlines()]
+        os.truncate(path, len(whole))
+    return [_read_back(line, f"{path}:{number}") for number, line in enumerate(whole.splitlines(), 1)]
+
+
+def _read_back(line: bytes, place: str) -> Row:
+    try:
+        row: Row = msgspec.json.decode(line)
+        _key(row)
+    except (msgspec.MsgspecError, LookupError, TypeError):
+        remedy = "remove the line; its rollout is then collected anew"
+        raise UserError(f"{place}: not a rollout of this collection", remedy=remedy) from None
+    return row
 
 
 def _key(row: Row) -> tuple[int, int]:

@@ -153,7 +153,11 @@ def _make_environment(
     python = environment / "bin" / "python"
     say("installing nemo-gym (about 180 packages)")
     requirement = f"nemo-gym=={version}" if version else "nemo-gym"
-    command = [*_pip_install(uv, python, settings), *_constraints(interpreter.version[1], version), requirement]
+    command = [
+        *_pip_install(uv, python, version, settings),
+        *_constraints(interpreter.version[1], version),
+        requirement,
+    ]
     _run(command, "install nemo-gym")
     shown = _run([str(uv), "pip", "show", "--python", str(python), "nemo-gym"], "read the version of nemo-gym")
     return python, next(line.split()[1] for line in shown.splitlines() if line.startswith("Version:"))
@@ -176,7 +180,12 @@ def _install_servers(installation: GymInstallation, settings: GymSetupSettings, 
         constraints = _constraints(minor, installation.version)
         gym = f"nemo-gym=={installation.version}"
         _run(
-            [*_pip_install(uv, Path(installation.python), settings), *constraints, gym, *requirements],
+            [
+                *_pip_install(uv, Path(installation.python), installation.version, settings),
+                *constraints,
+                gym,
+                *requirements,
+            ],
             f"install the packages of {', '.join(installation.servers)}",
         )
 
@@ -205,11 +214,11 @@ def _link_environments(installation: GymInstallation) -> None:
             link.symlink_to(environment, target_is_directory=True)
 
 
-def _pip_install(uv: Path, python: Path, settings: GymSetupSettings) -> list[str]:
+def _pip_install(uv: Path, python: Path, version: str | None, settings: GymSetupSettings) -> list[str]:
     command = [str(uv), "pip", "install", "--quiet", "--python", str(python)]
     if settings.ignore_requires_python:
         # uv then chooses packages as for that Python.
-        command += ["--python-version", ".".join(map(str, oldest_python(settings.version)))]
+        command += ["--python-version", ".".join(map(str, oldest_python(version)))]
     return command
 
 

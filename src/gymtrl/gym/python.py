@@ -33,8 +33,14 @@ class Interpreter:
 
 
 def oldest_python(gym: str | None) -> tuple[int, int, int]:
-    """Returns the oldest Python that a version of nemo-gym runs on; that any does, where none is named."""
+    """Returns the oldest Python that a version of nemo-gym runs on; that any does, where none is named.
+
+    Raises:
+        UserError: What is named is no version.
+    """
     numbers = re.findall(r"\d+", gym or "0.0")
+    if not numbers:
+        raise UserError(f"'{gym}' is no version of nemo-gym", remedy="give its number, such as 0.4.0, or leave it out")
     return next(oldest for since, oldest in _OLDEST.items() if tuple(map(int, numbers[:2])) >= since)
 
 

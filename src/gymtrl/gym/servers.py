@@ -29,6 +29,7 @@ _START_SECONDS = 600.0  # Ray and the servers, all at once on a busy machine
 _STOP_SECONDS = 30.0
 _RESTARTS = 3
 _RAY_TOO_SLOW = "node timed out during startup"  # Ray gives it 30 seconds
+_KEY_VARIABLE = "GYMTRL_POLICY_KEY"
 _LOGS = "servers"  # below the folder in which Gym runs
 
 
@@ -123,6 +124,7 @@ def running_gym(
     policy_url: str,
     policy_name: str,
     folder: Path,
+    policy_key: str = "none",
     tick: Callable[[str, float], None] = lambda doing, seconds: None,
 ) -> Iterator[Callable[[], RunningGym]]:
     """Starts Gym with its resources servers, their agents and the policy's model server, and stops it at the end.
@@ -138,6 +140,7 @@ def running_gym(
         policy_url (`str`): OpenAI-compatible base URL of the policy, such as `http://127.0.0.1:8000/v1`.
         policy_name (`str`): Model name that Gym sends there.
         folder (`Path`): Receives Gym's configuration and log, and a log of each server in `servers/`.
+        policy_key (`str`, *optional*, defaults to `"none"`): Bearer token that Gym sends there.
         tick (`Callable[[str, float], None]`, *optional*): Called while waiting, with what for and the seconds passed.
 
     Raises:
@@ -152,7 +155,8 @@ def running_gym(
     command += ["+policy_model.responses_api_models.vllm_model.uses_reasoning_parser=false"]
     settings = {
         "policy_base_url": policy_url,
-        "policy_api_key": "none",
+        # Gym starts its servers with its configuration in their command lines, which everybody can read.
+        "policy_api_key": f"${{oc.env:{_KEY_VARIABLE}}}",
         "policy_model_name": policy_name,
         "skip_venv_if_present": True,
         "uv_venv_dir": str(installation.venv_links),
@@ -162,7 +166,8 @@ def running_gym(
     (folder / _LOGS).mkdir(parents=True, exist_ok=True)
     for log in (folder / "gym.log", *(folder / _LOGS).glob("*.log")):
         log.unlink(missing_ok=True)
-    started = _StartedGym(OwnGym(installation.gym, folder, _environment(installation)), command, settings, tick)
+    environment = _environment(installation) | {_KEY_VARIABLE: policy_key}
+    started = _StartedGym(OwnGym(installation.gym, folder, environment), command, settings, tick)
     started.start()
     try:
         yield started.ready

@@ -40,6 +40,19 @@ def read_clusters(path: Path) -> dict[str, str]:
     return clusters
 
 
+def names_by_task_key(path: Path) -> bool:
+    """Whether a line of a cluster file names its task by task key alone, which an input row does not tell."""
+    with path.open("rb") as stream:
+        rows = (decode_json(line) for line in stream if not line.isspace())
+        return any(row.get("input_key") is None for row in rows)
+
+
+def as_named(rows: pl.LazyFrame, clusters: dict[str, str]) -> bool:
+    """Whether the tasks of a table are still in the clusters that the file names."""
+    now = pl.coalesce(_named(clusters), TASK_CLUSTER)
+    return bool(rows.select(pl.col("cluster_key").eq_missing(now).all()).collect().item())
+
+
 def with_clusters(rows: pl.LazyFrame, clusters: dict[str, str], name: str) -> pl.LazyFrame:
     """The table with `cluster_key` as the file says; a task that it does not name is its own cluster.
 

@@ -141,8 +141,8 @@ def find_overlaps(prompts: Iterable[Prompt], held_out: Sequence[HeldOut]) -> dic
     overlaps: dict[int, Overlap] = {}
     texts: dict[int, _Text] = {}
     for index, (task_key, input_key, environment, asked) in enumerate(prompts):
-        words = _words(asked)
-        whole = _hash(words)
+        words = plain_words(asked)
+        whole = hash_words(words)
         if whole not in texts:
             texts[whole] = _look_up(words, held)
         text = texts[whole]
@@ -173,8 +173,8 @@ def _index(rows: Sequence[HeldOut]) -> _HeldOutTexts:
     wholes: defaultdict[str, list[int]] = defaultdict(list)
     keys: defaultdict[str, list[str]] = defaultdict(list)
     for number, row in enumerate(rows):
-        words = _words(row.text)
-        whole = _hash(words)
+        words = plain_words(row.text)
+        whole = hash_words(words)
         line = f"{row.file}:{row.line}"
         wholes[line].append(whole)
         keys[line] += [key for key in (row.task_key, row.input_key) if key]
@@ -202,7 +202,7 @@ def _look_up(words: Sequence[str], held: _HeldOutTexts) -> _Text:
     hashes = _ngram_hashes(words) - held.boilerplate
     for start, word in enumerate(words):
         for length in held.starts.get(word, ()):
-            ngram = _hash(words[start : start + length])
+            ngram = hash_words(words[start : start + length])
             if ngram in held.owners:
                 hashes.add(ngram)
     return _Text(len(words), len(hashes), array("Q", (ngram for ngram in hashes if ngram in held.owners)))
@@ -251,15 +251,17 @@ def _holds(text: _Text, number: int, held: _HeldOutTexts) -> bool:
     return text.words <= 2 * held.short.get(number, text.words)
 
 
-def _words(text: str) -> list[str]:
+def plain_words(text: str) -> list[str]:
+    """The words that are compared: lower-cased, without the punctuation around them."""
     return [word.strip(_PUNCTUATION) or word for word in split_words(unicodedata.normalize("NFKC", text).lower())]
 
 
 def _ngram_hashes(words: Sequence[str]) -> set[int]:
-    return {_hash(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)}
+    return {hash_words(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)}
 
 
-def _hash(words: Sequence[str]) -> int:
+def hash_words(words: Sequence[str]) -> int:
+    """64 bits that stand for these words."""
     text = " ".join(words).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 

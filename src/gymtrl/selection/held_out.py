@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gymtrl.errors import UserError
-from gymtrl.rollouts.codec import TOO_DEEP, decode_json, is_deep
+from gymtrl.rollouts.codec import TOO_DEEP, canonical_json, decode_json, is_deep
+from gymtrl.rollouts.convert import judge
 from gymtrl.rollouts.items import Refused
-from gymtrl.rollouts.keys import input_key
+from gymtrl.rollouts.keys import input_key, look_up
 from gymtrl.rollouts.loose import read_conversation
 from gymtrl.rollouts.reader import read_bytes, read_lines
-from gymtrl.rollouts.record import Line, Message
+from gymtrl.rollouts.record import Line, Message, Origin
+from gymtrl.rollouts.sidecars import Sidecar
 from gymtrl.text import plain
 
 _CHATS = ("messages", "prompt")
@@ -29,6 +31,8 @@ class HeldOut(NamedTuple):
         line (`int`): The line, from 1.
         text (`str`): What it asks.
         task_key, input_key (`str`, *optional*): Its keys, where the line gives them.
+        frame (`str`): What is said besides by others than the user, in a rollout or an input row.
+        agent (`str`, *optional*): Who is asked, where an input row names it.
     """
 
     file: str
@@ -36,6 +40,8 @@ class HeldOut(NamedTuple):
     text: str
     task_key: str | None
     input_key: str | None
+    frame: str = ""
+    agent: str | None = None
 
 
 def held_out_texts(path: Path) -> list[HeldOut]:
@@ -58,6 +64,13 @@ def held_out_texts(path: Path) -> list[HeldOut]:
     return found
 
 
+def asked_task_key(row: dict[str, Any], origin: Origin) -> str | None:
+    """The task key that a rollout of an input row has, unless a harness changes the prompt or names a server."""
+    answered = canonical_json({**row, "response": _ANSWER, "reward": 0.0})
+    rollout = judge(answered, origin, Sidecar(None, {}), None).rollout
+    return rollout.task_key if rollout is not None else None
+
+
 def prompt_text(messages: Sequence[Message]) -> str:
     """What a prompt asks: its user turns, or all of it where there are none.
 
@@ -68,12 +81,19 @@ def prompt_text(messages: Sequence[Message]) -> str:
     return _joined(asked).strip() or _joined(messages).strip()
 
 
+def frame_text(messages: Sequence[Message]) -> str:
+    """What stands around what a prompt asks: all turns but the user's; nothing where the user has none."""
+    others = [message for message in messages if message.role != "user"]
+    return _joined(others).strip() if len(others) < len(messages) else ""
+
+
 def _tasks(line: Line) -> Iterator[HeldOut]:
     """The tasks that a line of a held-out file names."""
     file, number = line.origin.file, line.origin.line
     if line.rollout is not None:
-        asked = prompt_text(line.rollout.prompt)
-        yield HeldOut(file, number, asked, line.rollout.task_key, line.rollout.input_key)
+        told = line.rollout
+        asked, frame = prompt_text(told.prompt), frame_text(told.prompt)
+        yield HeldOut(file, number, asked, told.task_key, told.input_key, frame, told.agent)
         return
     if line.reason in ("malformed_json", "not_object", "line_too_long"):
         raise UserError(f"{line.origin} is no JSON object that can be read: {plain(line.detail)}")
@@ -82,7 +102,9 @@ def _tasks(line: Line) -> Iterator[HeldOut]:
         raise UserError(f"{line.origin} is {TOO_DEEP}")
     if isinstance(row.get("responses_create_params"), dict):
         key = input_key(row) if line.reason in ("task_only", "materialized_input") else None
-        yield HeldOut(file, number, prompt_text(_asked(row["responses_create_params"], line)), None, key)
+        prompt, agent = _asked(row["responses_create_params"], line), look_up(row, "agent_ref.name")
+        name = agent if isinstance(agent, str) else None
+        yield HeldOut(file, number, prompt_text(prompt), None, key, frame_text(prompt), name)
         return
     chats = [prompt_text(_chat(row[name])) for name in _CHATS if isinstance(row.get(name), list)]
     texts = [text for text in (*chats, *(row.get(name) for name in _TEXTS)) if isinstance(text, str) and text.strip()]

@@ -237,8 +237,8 @@ def _completion(
                 }
                 for call in calls
             ]
-            # A reply that was cut off stays marked as such, although a whole call came before the cut.
-            finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
+            # Also where the reply was cut off after a whole call, as with vLLM: Gym executes it, and goes on.
+            finish_reason = "tool_calls"
     if asked.wants_token_ids:
         message["prompt_token_ids"] = generation.prompt_ids
         message["generation_token_ids"] = result.token_ids

@@ -65,11 +65,12 @@ def _base_of(adapter: Path) -> str:
         base = None
     if not isinstance(base, str) or not base:
         raise UserError(
-            f"the adapter {adapter} does not name the model that it was trained on", remedy="name it with --model"
+            f"the adapter {adapter} does not name the model that it was trained on",
+            remedy="name it in adapter_config.json (base_model_name_or_path); 'serve' also takes --model",
         )
     if base.startswith(("/", ".", "~")) and not Path(base).is_dir():
         raise UserError(
             f"the adapter {adapter} was trained on {base}, which is not there",
-            remedy="give its folder with --model",
+            remedy="put its new place into adapter_config.json (base_model_name_or_path); 'serve' also takes --model",
         )
     return base

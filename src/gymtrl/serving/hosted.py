@@ -10,14 +10,12 @@ from urllib.parse import urlsplit
 import httpx
 
 from gymtrl.errors import RunError, UserError
-
-KEY_VARIABLE = "GYMTRL_ENDPOINT_KEY"
-"""Environment variable that holds the key of a hosted endpoint; it is sent there, and written nowhere."""
+from gymtrl.processes import KEY_VARIABLE
 
 TOKEN_FIELDS: dict[str, Any] = {"logprobs": True, "top_logprobs": 0, "return_tokens_as_token_ids": True}
 """What Gym asks for besides the answer where it records token ids."""
 
-_SECONDS = 120.0
+_SECONDS = 300.0  # a model that reasons takes its time, also for a greeting
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Hosted:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request carries besides its body; the key is in it."""
+        """What a request carries besides its body; the key is in it, and is sent nowhere else and never written."""
         key = os.environ.get(KEY_VARIABLE)
         return {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -56,14 +54,19 @@ class Hosted:
         return f"{base.removesuffix('/v1')}{path}" if path == "/tokenize" else f"{base}{path}"
 
 
-def gives_token_ids(hosted: Hosted) -> bool:
+def gives_token_ids(hosted: Hosted, max_output_tokens: int) -> bool:
     """Checks that an endpoint answers, and whether it returns token ids and log-probabilities as Gym asks for them.
+
+    Args:
+        hosted (`Hosted`): The endpoint.
+        max_output_tokens (`int`): As many as later requests ask for: some endpoints refuse more than they generate.
 
     Raises:
         UserError: It refuses the key, or does not know the model, or cannot be asked.
         RunError: Nothing answers there, or it fails.
     """
-    asked = {"model": hosted.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    messages = [{"role": "user", "content": "Hi"}]
+    asked = {"model": hosted.model, "messages": messages, "max_tokens": max_output_tokens}
     answer = _post(hosted, asked | TOKEN_FIELDS)
     if answer.status_code == 200:
         try:

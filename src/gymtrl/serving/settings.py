@@ -22,5 +22,5 @@ class ServingSettings(BaseModel, extra="forbid"):
         default=None,
         description="vLLM's command in its own environment, such as .venv-vllm/bin/vllm; searched for on PATH if not "
         "given.",
-        json_schema_extra={"source": "none: PATH tells"},
+        json_schema_extra={"source": "none: PATH tells", "changes_result": False},
     )

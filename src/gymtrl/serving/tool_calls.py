@@ -8,6 +8,7 @@ regular expressions: what `.*?` tries grows with a power of the reply's length.
 
 from __future__ import annotations
 
+import ast
 import json
 import secrets
 import string
@@ -138,7 +139,7 @@ def _types_of(schema: Any) -> list[str]:
 
 
 def _value(text: str, types: Sequence[str]) -> Any:
-    if "null" in types and text in ("null", "None"):
+    if text in ("null", "None") and types and ("null" in types or "string" not in types):
         return None
     if not types or "string" in types:
         return text
@@ -146,7 +147,17 @@ def _value(text: str, types: Sequence[str]) -> Any:
         # Templates write truth values as Python does.
         return json.loads(text.lower() if "boolean" in types else text)
     except ValueError:
+        return _python_literal(text) if {"object", "array"} & set(types) else text
+
+
+def _python_literal(text: str) -> Any:
+    """A list or an object as Python writes it, which some templates show the model; the text where it is none."""
+    try:
+        value = ast.literal_eval(text)
+        json.dumps(value)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
+    return value if isinstance(value, dict | list) else text
 
 
 def _mistral(text: str, tools: Tools) -> tuple[str, list[ToolCall]]:

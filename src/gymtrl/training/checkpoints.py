@@ -17,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 from gymtrl.training.job import OUTCOME, Outcome, write_json
 
 _SEAL = "sealed.json"
+_disk = ThreadPoolExecutor(max_workers=1)
 
 
 class Seal(TrainerCallback):  # type: ignore[misc]  # transformers has no complete types
@@ -27,26 +28,32 @@ class Seal(TrainerCallback):  # type: ignore[misc]  # transformers has no comple
     """
 
     def __init__(self) -> None:
-        self._disk = ThreadPoolExecutor(max_workers=1)
         self._sealing: Future[None] | None = None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()  # each process writes a part of it
+        _meet()  # each process writes a part of it
         if state.is_world_process_zero:
-            self._sealing = self._disk.submit(_seal, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self._sealing = _disk.submit(_seal, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if control.should_save or control.should_training_stop:
             self._wait()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._wait()
+        try:
+            self._wait()
+        finally:
+            _meet()  # all see it sealed that go on from here
 
     def _wait(self) -> None:
         """Until the last checkpoint is sealed; raises what kept it from being so."""
         if self._sealing is not None:
             self._sealing.result()
+
+
+def _meet() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
 
 
 def _seal(folder: Path) -> None:
@@ -81,14 +88,16 @@ class SaveLast(TrainerCallback, ExportableState):  # type: ignore[misc]
 
 
 def last_sealed(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint below `folder`, and deletes the torn ones, which no run can use."""
-    whole = []
-    for step, path in sorted(_checkpoints(folder)):
-        if _is_whole(path):
-            whole.append((step, path))
-        else:
+    """Returns the newest whole checkpoint below `folder`."""
+    return max((path for path in _checkpoints(folder) if _is_whole(path)), key=step_of, default=None)
+
+
+def drop_torn(folder: Path) -> None:
+    """Deletes the checkpoints below `folder` that are not whole, which no run can use. One process does it."""
+    _disk.submit(int).result()  # what this process is sealing is not torn
+    for path in _checkpoints(folder):
+        if not _is_whole(path):
             shutil.rmtree(path)
-    return whole[-1][1] if whole else None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -124,10 +133,10 @@ def is_final(checkpoint: Path) -> bool:
     return (checkpoint / OUTCOME).is_file()
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [(step_of(path), path) for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return [path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
 def _is_whole(path: Path) -> bool:

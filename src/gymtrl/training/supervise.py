@@ -58,7 +58,7 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
         UserError: The job cannot be trained as it is.
         RunError: Nothing is left to try, the disk is full, or a process ended without a word. What was trained is kept.
     """
-    from gymtrl.training.checkpoints import is_final, last_sealed, step_of
+    from gymtrl.training.checkpoints import drop_torn, is_final, last_sealed, step_of
 
     changes = read_changes(folder)
     if changes:
@@ -68,7 +68,7 @@ def train_in_processes(folder: Path, job: Job, objective: Objective, launch: Lau
         write_json(folder / JOB, job)
         for path in failure_files(folder):
             path.unlink()
-        last_sealed(folder / CHECKPOINTS)  # deletes what is torn, which several processes must not do at once
+        drop_torn(folder / CHECKPOINTS)
         killed_before = _kernel_kills()
         code = _run(folder, launch)
         if code == 0:

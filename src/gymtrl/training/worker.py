@@ -81,7 +81,9 @@ def main(folder: Path) -> int:
             traceback.print_exc()
         try:
             if failure.kind == "disk" and is_first_process():
-                _drop_torn(folder)
+                from gymtrl.training.checkpoints import drop_torn
+
+                drop_torn(folder / CHECKPOINTS)  # frees what the disk had no room for
             write_json(folder / failure_file(), failure)
         except OSError:
             print(failure.message, file=sys.stderr)
@@ -282,13 +284,6 @@ def load_options(args: Any, quantization: Any, processes: int) -> dict[str, Any]
     if processes > 1:
         options["device_map"] = None
     return options
-
-
-def _drop_torn(folder: Path) -> None:
-    """Deletes the checkpoint that the disk had no room for, of which no run could make use."""
-    from gymtrl.training.checkpoints import last_sealed
-
-    last_sealed(folder / CHECKPOINTS)
 
 
 def _failure(error: Exception, at: str) -> Failure:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gymtrl.errors import UserError
@@ -37,7 +39,6 @@ class GymSession:
         endpoint_name (`str`): Model name that the endpoint answers to.
         folder (`Path`): Receives logs.
         progress (`Progress`): Told about waiting and collecting.
-        served_by (`str`): What served the last model, in words; `""` where nothing had to be collected.
     """
 
     servers: tuple[str, ...]
@@ -47,9 +48,9 @@ class GymSession:
     head: str | None = None
     endpoint_name: str = "policy"
     progress: Progress = silent
-    served_by: str = field(default="", init=False)
     _stack: ExitStack = field(default_factory=ExitStack)
     _gym: Callable[[], RunningGym] | None = None
+    _key: str = field(default_factory=partial(secrets.token_hex, 16), init=False, repr=False)
 
     def collect(
         self,
@@ -60,18 +61,21 @@ class GymSession:
         *,
         name: str,
         served: ServingSettings = _SERVED,
+        like: Path | None = None,
     ) -> Collection:
         """Serves `model` and collects its rollouts; both end when the last rollout is in.
 
         Gym is started at the first call and is up as long as the session. A hosted model is reached through a relay at
-        the session's own port.
+        the session's own port. With `like`, rollouts of another model, the same has to serve both.
         """
         done = finished(tasks, out, settings)
         if done is not None:
             return done
         gym = self._starting()
-        with self._serving(model, settings.concurrency, served) as endpoint:
-            self.served_by = endpoint.server
+        with self._serving(model, settings, served) as endpoint:
+            _require_one_server(out, endpoint.server, like)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _served_by_file(out).write_text(endpoint.server)
             return collect(
                 gym,
                 tasks,
@@ -82,18 +86,24 @@ class GymSession:
             )
 
     def _serving(
-        self, model: Path | Hosted, concurrency: int, served: ServingSettings
+        self, model: Path | Hosted, settings: CollectSettings, served: ServingSettings
     ) -> AbstractContextManager[Endpoint]:
         if isinstance(model, Hosted):
             from gymtrl.serving.relay import relaying
 
-            return relaying(model, name=self.endpoint_name, port=self.port)
+            return relaying(
+                model,
+                name=self.endpoint_name,
+                port=self.port,
+                max_output_tokens=settings.max_output_tokens,
+                key=self._key if self.head is None else None,
+            )
         return serving(
             model,
             name=self.endpoint_name,
             port=self.port,
             logs=self.folder,
-            max_batch=concurrency,
+            max_batch=settings.concurrency,
             backend=served.backend,
             vllm=served.vllm,
             tick=lambda server, seconds: self.progress(f"loading the model into {server}, seconds", int(seconds), 0),
@@ -113,11 +123,35 @@ class GymSession:
                     servers=self.servers,
                     policy_url=f"http://127.0.0.1:{self.port}/v1",
                     policy_name=self.endpoint_name,
+                    policy_key=self._key,
                     folder=self.folder,
                     tick=lambda doing, seconds: self.progress(doing, int(seconds), 0),
                 )
             )
         return self._gym
+
+
+def served_by(rollouts: Path) -> str:
+    """Returns what served the model whose rollouts these are, in words; `""` where nothing tells."""
+    try:
+        return _served_by_file(rollouts).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _served_by_file(rollouts: Path) -> Path:
+    return rollouts.with_name(f"{rollouts.stem}_served_by.txt")
+
+
+def _require_one_server(out: Path, server: str, like: Path | None) -> None:
+    """Two servers sample alike, but do not compute alike: a difference of theirs would be taken for the models'."""
+    begun = [path for path in (out, like) if path is not None and path.exists() and path.stat().st_size]
+    for other in filter(None, map(served_by, begun)):
+        if other != server:
+            raise UserError(
+                f"{other} served the rollouts that are there already, and {server} would serve the others",
+                remedy="have the same serve both with --backend and --vllm, or begin anew in another folder with -o",
+            )
 
 
 @contextmanager

@@ -36,10 +36,11 @@ class ValidateSettings(CollectSettings, CompareSettings, ServingSettings):
         description="Held-out tasks (JSONL), such as the heldout_inputs.jsonl that filter wrote.",
         json_schema_extra={"source": "none: 'gymtrl run' takes what filter holds out"},
     )
-    training: Path | None = Field(
+    training: list[Path] | None = Field(
         default=None,
-        description="Filter folder or rollouts that the checkpoint was trained on, where no run of 'train' tells.",
-        json_schema_extra={"source": "none: the checkpoint's manifest names them"},
+        description="Filter folder or rollouts that the checkpoint was trained on, where no run of 'train' tells, or "
+        "what it tells of has moved; may be repeated.",
+        json_schema_extra={"source": "none: the checkpoint's manifests name them"},
     )
     leak_check: bool = Field(
         default=True,
@@ -55,27 +56,32 @@ class ValidateSettings(CollectSettings, CompareSettings, ServingSettings):
     head: str | None = Field(
         default=None,
         description="URL of a running Gym's head server; if not given, Gym is started and stopped.",
-        json_schema_extra={"source": "none: a Gym of its own"},
+        json_schema_extra={"source": "none: a Gym of its own", "changes_result": False},
     )
     endpoint_name: str = Field(
         default="policy",
         description="Model name that the endpoint answers to. With --head, its policy_model_name.",
-        json_schema_extra={"source": "ours: what Gym is told where gymtrl starts it"},
+        json_schema_extra={"source": "ours: what Gym is told where gymtrl starts it", "changes_result": False},
     )
     endpoint_port: int | None = Field(
         default=None,
         ge=1,
         le=65535,
         description="Port of the endpoint; a free one if not given. With --head, the port of its policy_base_url.",
-        json_schema_extra={"source": "none: no two runs meet"},
+        json_schema_extra={"source": "none: no two runs meet", "changes_result": False},
     )
     gym_home: Path | None = Field(
         default=None,
         description="Where 'gym setup' installed Gym, if not in its usual place.",
-        json_schema_extra={"source": "where 'gym setup' installs"},
+        json_schema_extra={"source": "where 'gym setup' installs", "changes_result": False},
     )
 
     @field_validator("server", mode="before", json_schema_input_type=list[str] | str)
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
+        return one_or_more(value)
+
+    @field_validator("training", mode="before", json_schema_input_type=list[str] | str | None)
+    @classmethod
+    def _none_or_more(cls, value: Any) -> Any:
         return one_or_more(value)

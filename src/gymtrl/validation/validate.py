@@ -14,14 +14,17 @@ from gymtrl.comparison.record import COMPARISON, Comparison
 from gymtrl.comparison.settings import CompareSettings
 from gymtrl.errors import UserError
 from gymtrl.gym.collect import read_tasks
+from gymtrl.gym.settings import CollectSettings
 from gymtrl.selection.leaks import Leak, find_leaks
 from gymtrl.serving.hosted import Hosted
-from gymtrl.validation.lineage import trained_on
-from gymtrl.validation.session import GymSession, Progress, gym_session, silent
+from gymtrl.validation.lineage import Origin, trained_on
+from gymtrl.validation.session import GymSession, Progress, gym_session, served_by, silent
 from gymtrl.validation.settings import ValidateSettings
-from gymtrl.workspace.artefact import Draft, artefact
+from gymtrl.workspace.artefact import Draft, artefact, sha256_of
 
+_ROLLOUTS_MADE_WITH = {*CollectSettings.model_fields, "backend", "baseline", "endpoint", "endpoint_model", "server"}
 _SHOWN_LEAKS = 3
+_ANYWAY = "or pass --no-leak-check to validate all the same"
 _SHARED = {"task_key": "prompt and tools", "input_key": "input row", "text": "question", "cluster": "cluster"}
 
 
@@ -71,39 +74,56 @@ def validate_inputs(checkpoint: Path | None, settings: ValidateSettings) -> list
     return [*([after] if isinstance(after, Path) else []), before, settings.tasks]
 
 
-def require_unseen(tasks: Path, checkpoint: Path | None, training: Path | None = None) -> None:
+def require_unseen(tasks: Path, checkpoint: Path | None, training: Sequence[Path] = ()) -> None:
     """Checks that none of the tasks was trained on, nor another of its cluster.
 
     Args:
         tasks (`Path`): JSONL of Gym input rows.
         checkpoint (`Path`, *optional*): Folder that `train` wrote, or a model folder; none where an endpoint is asked.
-        training (`Path`, *optional*): What it was trained on; by default what its manifest says.
+        training (`Sequence[Path]`, *optional*): What it was trained on as well, or in place of what its manifests name
+            and is no longer there as it was.
 
     Raises:
-        UserError: Some were, or nothing says what was trained on.
+        UserError: Some were, or it cannot be told what was trained on.
     """
-    anyway = "or pass --no-leak-check to validate all the same"
-    name = "the endpoint's model" if checkpoint is None else checkpoint
-    sources = [training] if training is not None else trained_on(checkpoint) if checkpoint is not None else []
-    if not sources:
+    name = "the endpoint's model" if checkpoint is None else str(checkpoint)
+    known = trained_on(checkpoint) if checkpoint is not None else []
+    if not known and not training:
         raise UserError(
             f"nothing says which rollouts {name} was trained on, so tasks that it has seen cannot be told",
-            remedy=f"name them, or the filter folder, with --training, {anyway}",
+            remedy=f"name them, or the filter folder, with --training, {_ANYWAY}",
         )
-    for source in sources:
-        if not source.exists():
-            raise UserError(
-                f"{name} was trained on {source}, which is not there any more, so tasks that it has seen cannot "
-                "be told",
-                remedy=f"name its new place with --training, {anyway}",
-            )
+    for path in training:
+        if not path.exists():
+            raise UserError(f"{path} does not exist", remedy="--training names a filter folder or rollouts")
+    lost = [one for one in known if one.state != "as it was"]
+    hashes = {sha256_of(path) for path in training} if lost else set()
+    # What has another hash is not the same in a new place, but what the user knows to stand for it.
+    lost = [one for one in lost if one.sha256 not in hashes and not hashes - {one.sha256 for one in known}]
+    if lost:
+        raise _cannot_tell(name, lost[0])
+    for source in dict.fromkeys([*(one.path for one in known if one.state == "as it was"), *training]):
         leaks = find_leaks(tasks, source)
         if leaks:
             raise UserError(
                 f"{len(leaks)} of the tasks in {tasks} were trained on, or others of their cluster: "
                 f"{', '.join(_told(leak) for leak in leaks[:_SHOWN_LEAKS])}{', …' * (len(leaks) > _SHOWN_LEAKS)}",
-                remedy=f"validate on held-out tasks, such as the heldout_inputs.jsonl of a filter folder, {anyway}",
+                remedy=f"validate on held-out tasks, such as the heldout_inputs.jsonl of a filter folder, {_ANYWAY}",
             )
+
+
+def _cannot_tell(name: str, lost: Origin) -> UserError:
+    now = "is not there any more" if lost.state == "gone" else "has changed since"
+    here = "" if lost.path.is_absolute() else "run from the folder where it was trained, or "
+    if lost.kind == "model":
+        return UserError(
+            f"{name} goes back to {lost.path}, which {now}, so what that was trained on cannot be told",
+            remedy=f"{here}name the rollouts of all its earlier training with --training, {_ANYWAY}",
+        )
+    return UserError(
+        f"{name} was trained on {lost.path}, which {now}, so tasks that it has seen cannot be told",
+        remedy=f"{here}name its new place, or rollouts that hold all of it, with --training, {_ANYWAY}",
+    )
 
 
 def _told(leak: Leak) -> str:
@@ -185,7 +205,7 @@ def validate(
     """Collects rollouts of the baseline and the checkpoint on held-out tasks, and compares them.
 
     Writes `before/rollouts.jsonl`, `after/rollouts.jsonl` with Gym's sidecars, and `comparison.json`. An interrupted
-    validation goes on where it stopped.
+    validation goes on where it stopped, also where the rollouts are to be compared otherwise by now.
 
     Args:
         checkpoint (`Path`, *optional*): Model folder, adapter folder, or what `train` wrote; `None` where the settings
@@ -203,8 +223,15 @@ def validate(
     *_, before, task_file = inputs
     tasks = read_tasks(task_file)
     if settings.leak_check:
-        require_unseen(task_file, checkpoint, settings.training)
-    opened = artefact(out, verb="validate", settings=settings, inputs=inputs, resumable=True)
+        require_unseen(task_file, checkpoint, settings.training or ())
+    opened = artefact(
+        out,
+        verb="validate",
+        settings=settings,
+        inputs=inputs,
+        resumable=True,
+        resumed_by=_ROLLOUTS_MADE_WITH,
+    )
     with opened as draft, ExitStack() as stack:
         if session is None:
             session = stack.enter_context(
@@ -218,18 +245,19 @@ def validate(
                     progress=progress,
                 )
             )
-        failed_before = None
+        failed_before = like = None
         if before.is_dir():
             before_model, before = before, draft.path / "before" / "rollouts.jsonl"
             failed_before = session.collect(
                 before_model, tasks, before, settings, name="before", served=settings
             ).failed
+            like = before if isinstance(after_model, Path) else None
         after = draft.path / "after" / "rollouts.jsonl"
-        collected = session.collect(after_model, tasks, after, settings, name="after", served=settings)
+        collected = session.collect(after_model, tasks, after, settings, name="after", served=settings, like=like)
         comparison = relocated(compare_rollouts(before, [after], settings), draft.path, out)
         _write_comparison(comparison, draft)
         draft.extra |= {"tasks": len(tasks), "failed_before": failed_before, "failed_after": collected.failed}
-        draft.extra |= {"served_by": session.served_by}
+        draft.extra |= {"served_before": served_by(before), "served_after": served_by(after)}
     return comparison
 
 

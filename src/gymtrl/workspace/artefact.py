@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -153,7 +153,13 @@ def up_to_date(out: Path, *, verb: str, settings: BaseModel, inputs: Sequence[Pa
 
 @contextmanager
 def artefact(
-    out: Path, *, verb: str, settings: BaseModel, inputs: Sequence[Path], resumable: bool = False
+    out: Path,
+    *,
+    verb: str,
+    settings: BaseModel,
+    inputs: Sequence[Path],
+    resumable: bool = False,
+    resumed_by: Collection[str] | None = None,
 ) -> Iterator[Draft]:
     """Opens a folder in the making and gives it its name when the block ends without an exception.
 
@@ -164,6 +170,8 @@ def artefact(
         inputs (`Sequence[Path]`): Files and folders that it reads.
         resumable (`bool`, *optional*, defaults to `False`): Keep what was written when the block fails, and hand it to
             the next call with the same verb, settings and inputs.
+        resumed_by (`Collection[str]`, *optional*): Names of the settings that what is kept was made with, where the
+            others come in only at the end.
 
     A setting whose field says `json_schema_extra={"changes_result": False}`, such as a time-out, may differ between the
     interrupted run and the next.
@@ -176,7 +184,8 @@ def artefact(
     partial = out.parent / f".{out.name}.partial"
     started = _now()
     hashes = _hashes(inputs)
-    identity = msgspec.json.encode({"verb": verb, "settings": _deciding(settings), "inputs": hashes})
+    kept = {name: value for name, value in _deciding(settings).items() if resumed_by is None or name in resumed_by}
+    identity = msgspec.json.encode({"verb": verb, "settings": kept, "inputs": hashes})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         resumed = resumable and _same_identity(partial, identity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
@@ -87,8 +88,8 @@ def validated(model: type[S], values: Mapping[str, Any], origins: Mapping[str, s
 
 
 def one_or_more(value: Any) -> Any:
-    """Takes one text for a list of it, as people write it."""
-    return [value] if isinstance(value, str) else value
+    """Takes one text or path for a list of it, as people write it."""
+    return [value] if isinstance(value, str | Path) else value
 
 
 def _pairs(sets: Sequence[str]) -> list[tuple[str, Any]]:
