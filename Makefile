@@ -1,5 +1,6 @@
 # make demo           the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
 # make test           lint, types and all tests (PYTHON=... chooses the interpreter)
+# make docs-test      every block of the tutorial and the how-to pages runs and prints what is shown (minutes)
 # make chromium       the browser that the tests open pages in, by apt where there is none
 # make docs           the site of these pages, into docs/_build/html
 # make test-long      what takes minutes: TRL's trainers on every dataset, the job killed at every stage
@@ -29,7 +30,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test docs chromium test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning calibration validate-real check-vllm contract-gym-0.7 clean
+.PHONY: setup demo test docs docs-test chromium test-long conformance fuzz benchmark benchmark-read benchmark-format benchmark-compare benchmark-plan benchmark-train check-learning calibration validate-real check-vllm contract-gym-0.7 clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -55,6 +56,9 @@ chromium:
 docs: setup
 	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build/html
 	@echo "→ docs/_build/html/index.html"
+
+docs-test: setup
+	$(BIN)/pytest -m long tests/test_docs_run.py
 
 test-long: setup
 	$(BIN)/pytest -m long

@@ -1,5 +1,7 @@
 """The parts of the pages that come from the code, written between `<!-- generated: NAME -->` and `<!-- end -->`.
 
+Also the notebook of the tutorial, from its page.
+
 Run as: python docs/generate.py [--check]
 """
 
@@ -15,6 +17,7 @@ from typing import Any
 
 import polars as pl
 from command_line import command_line
+from notebook import notebook
 from pydantic import BaseModel
 
 from gymtrl.comparison.settings import CompareSettings
@@ -37,6 +40,7 @@ from gymtrl.training.objectives import OBJECTIVES as TRAINED
 from gymtrl.training.plan import LARGE_DATA
 
 FOLDER = Path(__file__).parent
+TUTORIAL = FOLDER / "tutorial.md"
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TYPES = {pl.String(): "text", pl.Int64(): "integer", pl.Float64(): "number", pl.Boolean(): "yes or no"}
 
@@ -75,6 +79,42 @@ def _rules() -> str:
 def _settings() -> str:
     rows = _settings_of(FilterSettings).values()
     return _table(("flag", "type", "default", "what it does", "where the default comes from"), rows)
+
+
+def _filter_parameters() -> str:
+    rows = (row[:4] for row in _settings_of(FilterSettings).values())
+    return _table(("parameter", "type", "default", "what it does"), rows)
+
+
+def _key_options() -> str:
+    """Of the defaults of SFT those that most decide a run."""
+    rows = {row[0].strip("`"): row for row in _defaults_of(TRAINED["sft"])}
+    told = (rows[name] for name in _KEY_OPTIONS)
+    return _table(("option", "default", "reason"), ((name, default, why) for name, default, _, why in told))
+
+
+def _gpu_plan() -> str:
+    """What the planner says of SFT of a 7B model, on GPUs that need not be here."""
+    from transformers import Qwen2Config
+
+    from gymtrl.training.machine import Gpu, Machine
+    from gymtrl.training.memory import model_shape
+    from gymtrl.training.plan import plan
+
+    sft, gib = TRAINED["sft"], 2**30
+    shape = model_shape(Qwen2Config(**_QWEN2_5_7B))
+    made = {}
+    for name, (count, size, asked) in _GPUS.items():
+        gpus = (Gpu(name, size * gib, size * gib, bfloat16=True),) * count
+        where = Machine(memory=512 * gib, limit="memory", cores=64, gpus=gpus)
+        settings = sft.settings(nproc=count, **asked)
+        made[name] = plan(settings, sft, rows=5000, longest=4096, shape=shape, machine=where)
+    rows: list[list[str]] = []
+    for number in ("steps", "effective_batch", "micro_batch", "accumulation", "gradient_checkpointing", "dtype"):
+        rows.append([f"`{number}`", *(str(getattr(one.plan, number)) for one in made.values())])
+    rows.append(["`learning_rate`", *(f"{one.plan.learning_rate:g}" for one in made.values())])
+    rows.append(["memory a process", *(f"{one.memory.total / gib:.0f} GiB" for one in made.values())])
+    return _table(("", *made), rows)
 
 
 def _compare_settings() -> str:
@@ -284,6 +324,37 @@ def _code(text: str) -> str:
     return re.sub(r"'(gymtrl [^']+)'|(--[a-z][a-z-]+)", lambda found: f"`{found[1] or found[2]}`", text)
 
 
+_KEY_OPTIONS = (
+    "method",
+    "learning_rate",
+    "epochs",
+    "effective_batch",
+    "micro_batch",
+    "warmup_ratio",
+    "scheduler",
+    "lora_r",
+    "lora_alpha",
+    "gradient_checkpointing",
+    "save_steps",
+    "seed",
+)
+# As the model's own configuration has it.
+_QWEN2_5_7B: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+_GPUS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "LoRA, one GPU of 80 GiB": (1, 80, {}),
+    "QLoRA, one GPU of 24 GiB": (1, 24, {"method": "qlora"}),
+    "every weight, 8 GPUs of 80 GiB": (8, 80, {"method": "full", "engine": "fsdp2"}),
+}
 _MOMENTS = {"preflight": "before", "live": "in training", "after": "afterwards"}
 _PARTS: dict[str, Callable[[], str]] = {
     "commandline": lambda: command_line(_table),
@@ -295,6 +366,9 @@ _PARTS: dict[str, Callable[[], str]] = {
     "columns": _columns,
     "rules": _rules,
     "settings": _settings,
+    "filterparameters": _filter_parameters,
+    "keyoptions": _key_options,
+    "gpuplan": _gpu_plan,
     "comparesettings": _compare_settings,
     "formatsettings": _format_settings,
     "jobkeys": _job_keys,
@@ -314,12 +388,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the generated parts of the pages.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is stale")
     check = parser.parse_args().check
-    pages = sorted(FOLDER.glob("*.md"))
-    stale = [path for path in pages if generated(path.read_text()) != path.read_text()]
+    written = {path: generated(path.read_text()) for path in sorted(FOLDER.glob("*.md"))}
+    if TUTORIAL in written:
+        written[TUTORIAL.with_suffix(".ipynb")] = notebook(written[TUTORIAL])
+    stale = [path for path, text in written.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         print(f"{path} is stale: run python docs/generate.py" if check else f"→ {path}")
         if not check:
-            path.write_text(generated(path.read_text()))
+            path.write_text(written[path])
     return 1 if check and stale else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
+from blocks import Block, blocks, filled
 from gymtrl.formats.masks import NOT_PRESERVING
 from gymtrl.formats.preference import _DIFFERS, _NO_PAIR
 from gymtrl.formats.reasons import DROPS
@@ -120,12 +120,24 @@ def test_every_generated_part_stands_in_a_page() -> None:
     parts = re.findall(r"<!-- generated: ([a-z]+) -->", text)
     expected = ["context", "reject", "skip", "faults", "flags", "columns", "rules", "settings", "templates", "refusals"]
     expected += ["formatcolumns", "formatsettings", "rowdrops", "choicedrops", "jobkeys", "recipesections", "doctor"]
-    expected += ["defaults", "comparesettings", "worse", "commandline"]
+    expected += ["defaults", "comparesettings", "worse", "commandline", "filterparameters", "keyoptions", "gpuplan"]
     assert sorted(parts) == sorted(expected)
     assert text.count("<!-- end -->") == len(parts)
     assert all(f"| `{name}` |" in text for name in (*REASONS, *FAULTS, *FLAGS, *SCHEMA))
     recipe = (DOCS / "recipe.md").read_text()
     assert all(f"| `{name}` |" in recipe for model in (JobSettings, *SECTIONS.values()) for name in model.model_fields)
+
+
+def test_the_notebook_has_what_runs_on_the_page_as_its_cells() -> None:
+    made = json.loads((DOCS / "tutorial.ipynb").read_text())
+    cells = [cell for cell in made["cells"] if cell["cell_type"] == "code"]
+    ran = blocks(DOCS / "tutorial.md")
+    assert ["".join(cell["source"]).removeprefix("%%bash\n") + "\n" for cell in cells] == [one.code for one in ran]
+    shown = ["".join(line for output in cell["outputs"] for line in output["text"]) for cell in cells]
+    assert shown == [one.shown for one in ran]
+    words = "".join("".join(cell["source"]) for cell in made["cells"] if cell["cell_type"] == "markdown")
+    assert "## Step 6: Validate with Gym" in words
+    assert not re.search(r"^:::|<!--|^:sync", words, flags=re.MULTILINE)
 
 
 def test_every_judgement_of_ours_has_its_reason() -> None:
@@ -147,7 +159,7 @@ def test_every_flag_of_a_setting_is_named() -> None:
 
 
 def test_a_stale_part_is_found_and_mended(tmp_path: Path) -> None:
-    for name in ("generate.py", "command_line.py", "verdicts.md"):
+    for name in ("generate.py", "command_line.py", "notebook.py", "verdicts.md"):
         (tmp_path / name).write_text((DOCS / name).read_text())
     page = tmp_path / "verdicts.md"
     page.write_text(page.read_text().replace("| `malformed_json` |", "| `broken` |"))
@@ -219,15 +231,10 @@ def test_commands_of_a_page_run_and_show_what_it_says(
 ) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tools").symlink_to(smollm2_tools_dir)
-    blocks = re.findall(r"```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", (DOCS / page).read_text(), flags=re.DOTALL)
-    env = os.environ | {
-        "SITE": str(gym_site_packages),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "COLUMNS": "112",
-    }
-    assert blocks
-    for commands, shown in blocks:
-        done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=env, capture_output=True, text=True)
+    ran = blocks(DOCS / page)
+    assert ran
+    for block in ran:
+        done = block.run(tmp_path, {"SITE": str(gym_site_packages)})
         # Progress is told in lines where there is no terminal, before it what a run will do, after it where a page is.
         told = re.sub(
             r"^(  (rows|seen|cause|remedy): .*|(plan|note|warning): .*|→ .*|step \d+/\d+  loss .*)\n",
@@ -235,8 +242,26 @@ def test_commands_of_a_page_run_and_show_what_it_says(
             done.stderr,
             flags=re.MULTILINE,
         )
-        assert (done.returncode, told) == (0, ""), commands
-        assert [line.rstrip() for line in done.stdout.splitlines()] == shown.splitlines(), commands
+        assert (done.returncode, told) == (0, ""), block.code
+        assert block.agrees(done.stdout), f"{block.code}\nprints\n{done.stdout}"
+
+
+def test_output_that_varies_is_compared_but_for_its_numbers(tmp_path: Path) -> None:
+    page = written(tmp_path / "page.md", "```sh\nls\n```\n\n<!-- varies -->\n```text\nkept  9 of 12\n…\nend\n```")
+    (block,) = blocks(page)
+    assert all(block.agrees(text) for text in ("kept 9 of 12\nend\n", "kept   10 of 1,200.5\na\nb\nend\n"))
+    assert not any(block.agrees(text) for text in ("kept 9 of\nend\n", "left 9 of 12\nend\n", "kept 9 of 12\nend\na\n"))
+    exact = Block("sh", "ls", "kept  9\n", varies=False)
+    assert exact.agrees("kept  9 \n")
+    assert not exact.agrees("kept  10\n")
+
+
+def test_what_blocks_print_is_put_into_their_page() -> None:
+    page = "".join(
+        f"```sh\n{name}\n```\n\n```text\n{shown}\n```\n\n" for name, shown in [("a", "…"), ("b", "2"), ("c", "3")]
+    )
+    assert filled(page, {"a\n": "1  \n", "b\n": "2\n"}) == page.replace("…", "1")
+    assert filled(page, {"c\n": "4\n5\n"}) == page.replace("3", "4\n5")
 
 
 def test_readme_links_the_pages() -> None:
