@@ -102,7 +102,7 @@ def test_killed_on_the_way_the_job_ends_with_the_same_counts(
     assert last.read_text().count("up to date") == 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_job_in_python(gym_installation: GymInstallation, smollm2_dir: Path, tmp_path: Path) -> None:
     tasks = tmp_path / "tasks.jsonl"
     rows = make_tasks(Path(gym_installation.python))[40 : 40 + TASKS]

@@ -57,6 +57,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Path
         (sft(loss_type="dfft"), "no loss 'dfft' for sft; did you mean 'dft'"),
         (sft(per_device_eval_batch_size=0), "per_device_eval_batch_size 0 is less than 1"),
         (sft(model_init_kwargs={"dtype": "flot32"}), "no dtype 'flot32'"),
+        (sft(model_init_kwargs={"dtype": "float64"}), "no dtype 'float64'"),
         (sft(assistant_only_loss=True), "'assistant_only_loss' cannot be changed"),
         (sft(chat_template_path="/nope"), "'chat_template_path' cannot be changed"),
         (sft(eval_steps=5), "'eval_steps' cannot be changed"),
@@ -99,9 +100,11 @@ def test_values_that_are_taken_are_tried_without_joining_other_processes(
 def test_tied_embeddings_get_no_adapter() -> None:
     tied = LlamaConfig(**TINY.to_dict() | {"tie_word_embeddings": True})
     for module in ("embed_tokens", "lm_head"):
-        with pytest.raises(UserError, match="merging an adapter of one would change both"):
-            check_layers(lora(target_modules=["q_proj", module]), tied)
-        check_layers(lora(target_modules=["q_proj", module]), TINY)
+        for options in ({"target_modules": ["q_proj", module]}, {"modules_to_save": [module]}):
+            with pytest.raises(UserError, match="both would change, or come apart"):
+                check_layers(lora(**options), tied)
+            check_layers(lora(**options), TINY)
+    check_layers(lora(lora_dropout=0.1), tied)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,7 @@ def test_tied_embeddings_get_no_adapter() -> None:
         ),
         ({"modules_to_save": ["head"]}, "modules_to_save: the model has no module 'head'"),
         ({"target_modules": ".*q_prj"}, "PEFT refuses the settings: .*q_prj"),
+        ({"target_modules": "*proj"}, "PEFT refuses the settings: nothing to repeat"),
         ({"target_modules": ["norm"]}, "PEFT refuses the settings: .*not supported"),
     ],
 )

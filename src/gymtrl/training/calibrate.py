@@ -76,9 +76,9 @@ def calibrate(job: Job, launch: Launch) -> Speed:
         if not code:
             return Speed(**json.loads((folder / _SPEED).read_text()))
         failure = first_failure(folder)
-        told = [failure.message] if failure is not None else process.tail(1).splitlines() or [f"status {code}"]
+        ended = f"a process ended with status {code}, as where memory is short"
     raise RunError(
-        f"a few steps on the longest rows failed: {told[-1]}",
+        f"a few steps on the longest rows failed: {failure.message if failure is not None else ended}",
         remedy="plan with --no-calibrate, or with a smaller micro_batch",
     )
 

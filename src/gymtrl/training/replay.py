@@ -53,7 +53,7 @@ class RecordedGroupConfig(GRPOConfig):  # type: ignore[misc]  # untyped base
     """
 
     loss_type: str = "topr"
-    scale_rewards: str = "none"
+    scale_rewards: str | bool = "none"
     learning_rate: float = 5e-7
     num_train_epochs: float = 1
     baseline_shift: float = field(default=-0.1, metadata={"help": "Added to a group's mean to make its baseline."})
@@ -133,7 +133,7 @@ class RecordedGroupTrainer(GRPOTrainer):  # type: ignore[misc]  # untyped base
             raise UserError("args is no RecordedGroupConfig", remedy="take RecordedGroupConfig instead of GRPOConfig")
 
         def prepared(dataset: Dataset, split: str) -> GroupRows:
-            return group_rows(dataset, split, baseline_shift=args.baseline_shift, scale_rewards=args.scale_rewards)
+            return group_rows(dataset, split, baseline_shift=args.baseline_shift, scale_rewards=str(args.scale_rewards))
 
         self.train_groups = prepared(train_dataset, "train")
         rows = self.train_groups.rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -180,6 +181,8 @@ def check_layers(settings: TrainSettings, config: PretrainedConfig, *, trust_rem
 
     model = weightless(config, trust_remote_code=trust_remote_code)
     names = [name for name, _ in model.named_modules()]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = ends[1] is not None and ends[0].weight is ends[1].weight
     for option in ("target_modules", "exclude_modules", "modules_to_save"):
         wanted = settings.peft.get(option)
         for module in wanted if isinstance(wanted, list) else ():
@@ -192,13 +195,14 @@ def check_layers(settings: TrainSettings, config: PretrainedConfig, *, trust_rem
     try:
         with quiet(), torch.device("meta"):
             inject_adapter_in_model(lora, model, low_cpu_mem_usage=True)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, NotImplementedError, re.error) as error:
         raise UserError(f"PEFT refuses the settings: {error}", remedy="correct the option that it names") from error
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if config.get_text_config().tie_word_embeddings and any(hasattr(end, "lora_A") for end in ends):
+    changed = (model.get_input_embeddings(), model.get_output_embeddings())
+    if tied and any(now is not then for now, then in zip(changed, ends, strict=True)):
         raise UserError(
-            "peft: the model's embeddings are its output layer, too, and merging an adapter of one would change both",
-            remedy="leave them out of target_modules; modules_to_save trains them whole",
+            "peft: the model's embeddings are its output layer, too: both would change, or come apart, and the merged "
+            "model would not be the one that was trained",
+            remedy="leave embeddings and output layer out of target_modules and modules_to_save",
         )
 
 
@@ -224,11 +228,10 @@ def _kinds(kind: Any) -> ConfigDict | None:
 
 
 def _check_dtype(name: Any) -> None:
-    import torch
-
-    if name in (None, "auto") or isinstance(getattr(torch, str(name), None), torch.dtype):
-        return
-    raise UserError(f"model_init_kwargs: torch has no dtype '{name}'", remedy="choose float32, bfloat16 or float16")
+    if name not in (None, "auto", "float32", "bfloat16", "float16"):
+        raise UserError(
+            f"model_init_kwargs: TRL takes no dtype '{name}'", remedy="choose auto, float32, bfloat16 or float16"
+        )
 
 
 def _try_optimizer(config: TrainingArguments) -> None:
