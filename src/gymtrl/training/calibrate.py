@@ -22,7 +22,6 @@ from gymtrl.processes import Supervised
 from gymtrl.training.data import Sequence
 from gymtrl.training.job import CHECKPOINTS, JOB, Failure, Job, failure_file, first_failure, read_job, write_json
 from gymtrl.training.launch import Launch, worker_command, worker_environment
-from gymtrl.training.progress import is_first_process, peak_memory
 from gymtrl.training.quiet import quiet
 
 if TYPE_CHECKING:
@@ -87,6 +86,7 @@ def measure(folder: Path) -> Speed:
     """Measures the job of a folder, in this process."""
     from gymtrl.training.data import load_rows, read_dataset
     from gymtrl.training.objectives import OBJECTIVES
+    from gymtrl.training.progress import peak_memory
     from gymtrl.training.worker import make_trainer
 
     job = read_job(folder)
@@ -139,6 +139,8 @@ def _one_group(rows: Dataset) -> Dataset:
 
 def main(folder: Path) -> int:
     """Measures what `folder` asks for, and writes it there. Returns the exit status."""
+    from gymtrl.training.progress import is_first_process
+
     try:
         found = measure(folder)
     except Exception as error:  # whatever it is, the process that started this one has to hear of it
