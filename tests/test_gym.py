@@ -155,7 +155,7 @@ def test_collect_from_the_real_gym(gym_installation: GymInstallation, smollm2_di
     assert {r.input_key for r in rollouts} == {input_key(t) for t in tasks}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_killed_in_the_middle_loses_nothing(
     gym_installation: GymInstallation, smollm2_dir: Path, tmp_path: Path
 ) -> None:
