@@ -42,8 +42,7 @@ class Block:
     def run(self, folder: Path, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Runs it in `folder`, with `variables` beside those of this process."""
         command = ["bash", "-euc"] if self.language == "sh" else [sys.executable, "-c"]
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        env = os.environ | {"PATH": path, "COLUMNS": "112"} | variables
+        env = environment() | variables
         return subprocess.run([*command, self.code], cwd=folder, env=env, capture_output=True, text=True)
 
     def agrees(self, printed: str) -> bool:
@@ -53,6 +52,11 @@ class Block:
             return [line.rstrip() for line in lines] == shown
         found = "".join(f"{_without_numbers(line)}\n" for line in lines)
         return re.fullmatch("".join(_pattern(line) for line in shown), found) is not None
+
+
+def environment() -> dict[str, str]:
+    """The variables with which blocks run: this interpreter's commands come first, and lines are as wide as a page."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "112"}
 
 
 def blocks(page: Path) -> list[Block]:

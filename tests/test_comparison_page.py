@@ -20,6 +20,7 @@ from gymtrl.comparison.compare import compare_candidates
 from gymtrl.comparison.distribution import shared_bins
 from gymtrl.comparison.record import Comparison, SharedBin, TaskDifference
 from gymtrl.comparison.settings import CompareSettings
+from gymtrl.doctor.worse import diagnose_comparison
 from gymtrl.errors import UserError
 from gymtrl.pipeline.steps import validate_step
 from gymtrl.reports.comparison_charts import effect_plot, scatter
@@ -31,7 +32,7 @@ from gymtrl.validation.validate import compare_rollouts, relocated
 from pages import HOSTILE, Page
 from rows import row, write_rows
 
-SECTIONS = ["verdict", "effects", "tasks", "flips", "distributions", "costs", "lines"]
+SECTIONS = ["verdict", "effects", "worse", "tasks", "flips", "distributions", "costs", "lines"]
 AGENTS = ("math", "tools")
 
 
@@ -95,12 +96,24 @@ def test_every_section_has_its_figures(tmp_path: Path) -> None:
     signed = f"+{d.mean * 100:.1f} [{d.low * 100:+.1f}, +{d.high * 100:.1f}]".replace("-", "−")
     assert signed in effects and "pass@2" in effects and "a difference counts from 1.0 points" in effects
     assert len(re.findall('class="effect (good|bad|context)( all)?"', comparison_page(comparison))) == 6
+    assert "Nothing suspicious was found." in page.text("worse")
     assert "3 tasks: 0.5 → 1" in page.text("tasks") and "1 task: 1 → 0" in page.text("tasks")
     assert "Rollouts by reward 0 18 → 17 1 22 → 23" in page.text("distributions")
     assert "Rollouts by characters" in page.text("distributions")
     assert "tool calls 20 1 1 +0 +0 to +0" in page.text("costs")
     assert page.text("lines").count("Every task has a partner.") == 2
     assert "rollouts with a valid value 40" in page.text("lines")
+
+
+def test_what_became_worse_stands_with_its_remedy(tmp_path: Path) -> None:
+    before = side(tmp_path, "before", {})
+    after = side(tmp_path, "after", {task: 0 for task in range(0, 20, 2)})
+    comparison = compare_candidates([before], [[after]])
+    findings = diagnose_comparison(comparison)
+    assert "environment_broke" in {finding.rule for finding in findings}
+    worse = shown(comparison).text("worse")
+    assert all(finding.title in worse and finding.evidence in worse for finding in findings)
+    assert all(finding.remedy in worse for finding in findings)
 
 
 def test_flips_show_both_rollouts_side_by_side(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A comparison as one HTML page that needs nothing else: verdict, effects, tasks, flips, distributions, costs."""
+"""A comparison as one HTML page that needs nothing else.
+
+Verdict, effects, what became worse, tasks, flips, distributions, costs.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import msgspec
 from jinja2 import Environment
 
 from gymtrl.comparison.record import Candidate, Comparison, Flip, SharedBin, Side, TaskDifference
+from gymtrl.doctor.worse import diagnose_comparison
 from gymtrl.rollouts.outputs import check_output
 from gymtrl.rollouts.reader import read_at
 
@@ -90,6 +94,7 @@ def comparison_page(comparison: Comparison) -> str:
         plot=effect_plot(few),
         hidden=_environments(comparison) - _environments(few),
         scatters=[_scatters(candidate, comparison.points) for candidate in comparison.candidates],
+        findings=diagnose_comparison(comparison),
         flips=flips,
         all_flips=sum(len(candidate.flips) for candidate in comparison.candidates),
         agents=sorted({shown.flip.environment for shown in flips}),
