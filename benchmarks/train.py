@@ -12,14 +12,15 @@ policy never wrote, and may cut the text where an answer begins into other token
 short rows, where a step is short and what is done once a step weighs most. Both write a checkpoint after the same
 steps. `overhead` is the share of the script's tokens a second that is missing, over the steps of all rounds.
 
-`defaults`: `gymtrl train` against `trl sft`, both by their defaults but for the effective batch, which is TRL's 8, one
-epoch, and `bf16` off. Ours trains an adapter, theirs every weight; so `trl_lora` is told our method and learning rate,
-and `ours_full` theirs. What is left between `ours` and `trl_lora`, and between `ours_full` and `trl`, is how rows are
-put into micro-batches, gradient checkpointing, the order of rows, and the checkpoints that ours writes, as always ten
-in a run. `gained` is the loss of the untrained model less that of the trained one: ours must gain GAINED_WITHIN of what
-the other side gains, or more. `trl_bf16` has TRL's defaults untouched but for `use_cpu`, without
-which transformers refuses bf16 where there is no GPU; of it two steps are run, and the second is compared with the same
-step, which holds the same rows, of `trl`.
+`defaults`: `gymtrl train` against `trl sft`, both by their defaults but for the effective batch, which is TRL's 8, and
+`bf16` off. `trl` goes through the rows once, `ours` twice, as is its default: it trains an adapter, `trl` every weight,
+which learns more from a row. `ours_once` and `ours_full` go through them once, and `trl_lora` is told our method and
+learning rate, `ours_full` TRL's. What is left between `ours_once` and `trl_lora`, and between `ours_full` and `trl`, is
+how rows are put into micro-batches, gradient checkpointing, the order of rows, and the checkpoints that ours writes, as
+always ten in a run. `gained` is the loss of the untrained model less that of the trained one: ours must gain
+GAINED_WITHIN of what the other side gains, or more. `whole_cpu_s` is the share of the other side's CPU time. `trl_bf16`
+has TRL's defaults untouched but for `use_cpu`, without which transformers refuses bf16 where there is no GPU; of it two
+steps are run, and the second is compared with the same step, which holds the same rows, of `trl`.
 
 Every run is a process of its own. While it trains, its log is watched, and CPU and wall time of the process with its
 children are noted as each step is logged: rates are those of the steps after the first, `whole` is the process with
@@ -215,12 +216,13 @@ def defaults(model: str, folder: Path) -> Result:
     """Ours and `trl sft` on the same conversations."""
     chats, dataset = folder / "chats-train", folder / "train"
     epoch, off = ("--num_train_epochs", "1"), ("--bf16", "False")
-    asked = ("--effective-batch", str(BATCH), "--epochs", "1")
-    runs = {"ours": ours(dataset, folder / "ours", *asked)}
+    batch, once = ("--effective-batch", str(BATCH)), ("--epochs", "1")
+    runs = {"ours": ours(dataset, folder / "ours", *batch)}
+    runs["ours_once"] = ours(dataset, folder / "ours_once", *batch, *once)
     runs["trl"] = trl(model, chats, folder / "trl", *epoch, *off)
     runs["trl_lora"] = trl(model, chats, folder / "trl_lora", *epoch, *off, *chain(*TRL_LORA.items()))
     options = ("--method", "full", "--learning-rate", "2e-5", "--warmup-ratio", "0")
-    runs["ours_full"] = ours(dataset, folder / "ours_full", *asked, *options)
+    runs["ours_full"] = ours(dataset, folder / "ours_full", *batch, *once, *options)
     found = {"base": {"eval_loss": eval_loss(model, "", folder)}}
     for name, run in runs.items():
         adapter = (run.folder / "adapter_config.json").is_file()
@@ -249,11 +251,12 @@ def defaults(model: str, folder: Path) -> Result:
 
 def compared(found: dict[str, Result]) -> dict[str, Result]:
     """Ours against each side of TRL's: how many times as many tokens a CPU second, and as much loss gained."""
-    pairs = [("ours", "trl"), ("ours", "trl_lora"), ("ours_full", "trl")]
+    pairs = [("ours", "trl"), ("ours_once", "trl_lora"), ("ours_full", "trl")]
     return {
         f"{one}_to_{other}": {
             "times_tokens_per_cpu_s": found[one]["tokens_per_cpu_s"] / found[other]["tokens_per_cpu_s"],
             "times_tokens_per_s": found[one]["tokens_per_s"] / found[other]["tokens_per_s"],
+            "whole_cpu_s": found[one]["whole"]["cpu_s"] / found[other]["whole"]["cpu_s"],
             "times_gained": found[one]["gained"] / found[other]["gained"],
         }
         for one, other in pairs
@@ -279,7 +282,7 @@ def main() -> None:
     parser.add_argument("environment", type=Path, help="virtual environment of Gym, with reasoning_gym")
     parser.add_argument("model", help="folder of the model, such as SmolLM2-135M-Instruct")
     parser.add_argument("--steps", type=int, default=12, help="of the comparison with trl sft (default: 12)")
-    parser.add_argument("--rounds", type=int, default=3, help="of the overhead (default: 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="of the overhead (default: 5)")
     parser.add_argument("--overhead-steps", type=int, default=20, help="of each of its runs (default: 20)")
     parser.add_argument("--only", choices=("overhead", "defaults"), help="one of the two parts")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "gymtrl-benchmark-train")

@@ -45,7 +45,9 @@ def test_every_block_of_a_page_runs_and_prints_what_it_shows(gym_site_packages: 
 @pytest.mark.long
 def test_the_tutorial_runs_as_a_notebook(gym_site_packages: Path, folder: Path) -> None:
     notebook = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
     client.execute(env=environment())
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for block, cell in zip(blocks(DOCS / "tutorial.md"), cells, strict=True):

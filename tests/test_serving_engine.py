@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.serving import engine as engine_module
 from gymtrl.serving.batch import forward_rows
 from gymtrl.serving.cache import SlotCache, SlotLayer
-from gymtrl.serving.engine import Engine, _free_bytes, _token_bytes
+from gymtrl.serving.engine import PATIENCE, Engine, _free_bytes, _token_bytes
 from gymtrl.serving.prefixes import MIN_SHARED_TOKENS, PrefixStore, shared_prefixes
 from gymtrl.serving.request import GenerationRequest, GenerationResult
 from gymtrl.serving.sampling import Sampling, choose
@@ -154,6 +155,34 @@ def test_rows_join_and_leave_while_others_run(engine: Engine, tiny: LlamaForCaus
         time.sleep(0.01)
     for prompt, new, future in zip(asked, lengths, futures, strict=True):
         check_reply(tiny, prompt, future.result(30), reference(tiny, prompt, new))
+
+
+def test_a_new_row_waits_a_few_steps_for_others_and_no_more(
+    tiny: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+
+    def counted(*given: Any) -> torch.Tensor:
+        passes.append(len(given[3]))
+        return forward_rows(*given)
+
+    monkeypatch.setattr("gymtrl.serving.engine.forward_rows", counted)
+    running = Engine(tiny, tiny_tokenizer(), max_batch=64)
+    first = [running.submit(request(prompt, 150)) for prompt in prompts(32, seed=3)]
+    while running.running < 32:
+        time.sleep(0.001)
+    before = len(passes)
+    lone = running.submit(request(prompts(1, seed=4)[0], 1))
+    assert lone.result(30).token_ids and not any(future.done() for future in first)
+    assert passes.index(1, before) - before >= PATIENCE  # the row is computed by itself in the end
+    monkeypatch.setattr("gymtrl.serving.engine.PATIENCE", 10**6)
+    before = len(passes)
+    for future in [running.submit(request(prompt, 1)) for prompt in prompts(4, seed=5)]:
+        future.result(30)
+    assert 4 in passes[before:]  # one to eight of those that run: they are computed together
+    for future in first:
+        future.cancel()
+    assert running.close(5)
 
 
 def test_next_turn_reuses_the_last_one(engine: Engine, tiny: LlamaForCausalLM) -> None:

@@ -32,6 +32,13 @@ from gymtrl.serving.suitability import check_slots
 GATHER_SECONDS = 0.005
 """An idle engine waits this long after a request for the others of its group."""
 
+TOGETHER = 8
+"""New rows wait for others until they are one to this many running ones: computing a few prompts takes nearly as long as
+computing many."""
+
+PATIENCE = 8
+"""Decoding steps that a new row waits for others at most."""
+
 PREFIX_BYTES = 512 * 2**20
 """Keys and values of past sequences that are remembered."""
 
@@ -68,6 +75,7 @@ class Engine:
         cache_tokens (`int`, *optional*): Tokens that the slots of all rows have room for, used or not; when rows grow
             beyond it, the batch's last row goes back to the queue and is computed again later. A row alone may exceed
             it. By default a quarter of the memory of machine or container, or half of what is free on the GPU.
+        threads (`int`, *optional*): CPU threads of a forward pass. Torch's choice by default.
 
     Raises:
         UserError: The model cannot be served this way.
@@ -81,6 +89,7 @@ class Engine:
         max_batch: int = 64,
         prefix_bytes: int = PREFIX_BYTES,
         cache_tokens: int | None = None,
+        threads: int | None = None,
     ) -> None:
         if max_batch < 1:
             raise UserError(f"max_batch is {max_batch}", remedy="give at least 1")
@@ -100,6 +109,8 @@ class Engine:
         self._rows: list[_Row] = []
         self._waiting: deque[_Row] = deque()
         self._open: set[_Row] = set()
+        self._waited = 0
+        self._threads = threads
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="gymtrl-engine", daemon=True)
@@ -163,6 +174,8 @@ class Engine:
                 row.future.set_exception(error)
 
     def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
                 while self._gather():
@@ -227,6 +240,11 @@ class Engine:
     def _admit(self) -> list[_Row]:
         admitted: list[_Row] = []
         with self._wake:
+            could = min(len(self._waiting), self.max_batch - len(self._rows))
+            if could < len(self._rows) // TOGETHER and self._waited < PATIENCE:
+                self._waited += could > 0
+                return []
+            self._waited = 0
             longest = 0
             while self._waiting and len(self._rows) + len(admitted) < self.max_batch:
                 row = self._waiting[0]

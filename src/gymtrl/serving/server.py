@@ -115,12 +115,14 @@ def serve(
     """
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    # Only the engine's thread may share its work with others: where two threads do, OpenMP (libgomp) takes the cores for
+    # overbooked and lets its workers sleep between the parts of a pass, which then takes half as long again.
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(1)
     # Before the model, which takes long to load; who connects early waits until then.
     with _listening(port) as listener:
         loaded, tokenizer = load_model(folder, model=model, device=device)
-        engine = Engine(loaded, tokenizer, max_batch=max_batch)
+        engine = Engine(loaded, tokenizer, max_batch=max_batch, threads=threads)
         name = served_name or folder.resolve().name
         ready = {
             "url": f"http://{HOST}:{listener.getsockname()[1]}",
