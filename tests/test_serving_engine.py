@@ -168,9 +168,12 @@ def test_a_new_row_waits_a_few_steps_for_others_and_no_more(
 
     monkeypatch.setattr("gymtrl.serving.engine.forward_rows", counted)
     running = Engine(tiny, tiny_tokenizer(), max_batch=64)
-    first = [running.submit(request(prompt, 150)) for prompt in prompts(32, seed=3)]
-    while running.running < 32:
+    running.eos_ids = frozenset()
+    first = [running.submit(request(prompt, 400)) for prompt in prompts(32, seed=3)]
+    end = time.monotonic() + 10
+    while running.running < 32 and time.monotonic() < end:
         time.sleep(0.001)
+    assert running.running == 32
     before = len(passes)
     lone = running.submit(request(prompts(1, seed=4)[0], 1))
     assert lone.result(30).token_ids and not any(future.done() for future in first)

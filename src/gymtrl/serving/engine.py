@@ -33,8 +33,8 @@ GATHER_SECONDS = 0.005
 """An idle engine waits this long after a request for the others of its group."""
 
 TOGETHER = 8
-"""New rows wait for others until they are one to this many running ones: computing a few prompts takes nearly as long as
-computing many."""
+"""New rows wait for others until they are one to this many running ones: computing a few prompts takes nearly as long
+as computing many."""
 
 PATIENCE = 8
 """Decoding steps that a new row waits for others at most."""
