@@ -1,6 +1,6 @@
 # make demo           the whole job once: set-up, rollouts, training, validation (FRESH=1 redoes every stage)
 # make test           lint, types and all tests (PYTHON=... chooses the interpreter)
-# make docs-test      every block of the tutorial and the how-to pages runs and prints what is shown (minutes)
+# make docs-test      the blocks of the tutorial and the how-to pages run and print what is shown, but those that need a GPU (minutes)
 # make chromium       the browser that the tests open pages in, by apt where there is none
 # make docs           the site of these pages, into docs/_build/html
 # make test-long      what takes minutes: TRL's trainers on every dataset, the job killed at every stage

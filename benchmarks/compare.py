@@ -185,6 +185,8 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if given.out is not None:
         given.out.write_text(json.dumps(result, indent=2) + "\n")
+    if not (result["within_5_s"] and result["same_difference"]):
+        raise SystemExit("the comparison took more than 5 s of CPU time, or found another difference than the baseline")
 
 
 if __name__ == "__main__":

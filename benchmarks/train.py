@@ -10,17 +10,20 @@ policy never wrote, and may cut the text where an answer begins into other token
 
 `overhead`: `gymtrl train` and the script (`train_sides.py: plain`) build the same trainer with the same settings, on
 short rows, where a step is short and what is done once a step weighs most. Both write a checkpoint after the same
-steps. `overhead` is the share of the script's tokens a second that is missing, over the steps of all rounds.
+steps. They run at the same time, but one is held up while the other takes a step, first the one, then the other: the
+machine's speed changes by more within minutes than what is measured. `overhead` is the share of the script's tokens a
+second that is missing, from the ratios of all steps but the first, with its interval.
 
-`defaults`: `gymtrl train` against `trl sft`, both by their defaults but for the effective batch, which is TRL's 8, and
-`bf16` off. `trl` goes through the rows once, `ours` twice, as is its default: it trains an adapter, `trl` every weight,
-which learns more from a row. `ours_once` and `ours_full` go through them once, and `trl_lora` is told our method and
-learning rate, `ours_full` TRL's. What is left between `ours_once` and `trl_lora`, and between `ours_full` and `trl`, is
-how rows are put into micro-batches, gradient checkpointing, the order of rows, and the checkpoints that ours writes, as
-always ten in a run. `gained` is the loss of the untrained model less that of the trained one: ours must gain
-GAINED_WITHIN of what the other side gains, or more. `whole_cpu_s` is the share of the other side's CPU time. `trl_bf16`
-has TRL's defaults untouched but for `use_cpu`, without which transformers refuses bf16 where there is no GPU; of it two
-steps are run, and the second is compared with the same step, which holds the same rows, of `trl`.
+`defaults`: `gymtrl train` against `trl sft`, both by their defaults but for the effective batch, which is TRL's 8,
+`bf16`, which is off, and `trl`'s passes: `ours` goes through the rows twice, as is its default, `trl` once, where three
+times is its own. Ours trains an adapter, `trl` every weight, which learns more from a row. So `ours_once` and
+`ours_full` go through them once, and `trl_lora` is told our method and learning rate, `ours_full` TRL's: these pairs
+must gain the same. What is left between the two is how rows are put into micro-batches, gradient checkpointing, the
+order of rows, and the checkpoints that ours writes, as always ten in a run. `gained` is the loss of the untrained model
+less that of the trained one: ours must gain GAINED_WITHIN of what the other side gains, or more. `whole_cpu_s` is the
+share of the other side's CPU time. `trl_bf16` has TRL's defaults untouched but for `use_cpu`, without which
+transformers refuses bf16 where there is no GPU; of it two steps are run, and the second is compared with the same step,
+which holds the same rows, of `trl`.
 
 Every run is a process of its own. While it trains, its log is watched, and CPU and wall time of the process with its
 children are noted as each step is logged: rates are those of the steps after the first, `whole` is the process with
@@ -33,6 +36,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -41,14 +45,15 @@ import sys
 import tempfile
 from collections import Counter
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from read import machine, rounded
 from read_sides import Result
+from scipy.stats import t as student_t
 from solved_tasks import KINDS
-from train_runs import ENVIRONMENT, Run, answer, history, watched
+from train_runs import ENVIRONMENT, Run, Training, answer, history, in_turn
 from train_sides import IGNORED
 
 MOST_OVERHEAD, LEAST_TIMES, GAINED_WITHIN = 0.03, 2.0, 0.95
@@ -142,22 +147,22 @@ def agreement(model: str, folder: Path) -> Result:
     return dict(found)
 
 
-def ours(dataset: Path, out: Path, *options: str) -> Run:
+def ours(dataset: Path, out: Path, *options: str) -> Training:
     """`gymtrl train sft`."""
     command = [sys.executable, "-m", "gymtrl", "train", "sft", str(dataset), "-o", str(out), *options]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    return watched(command, out, partial / "metrics.jsonl")
+    return Training(command, out, partial / "metrics.jsonl")
 
 
-def trl(model: str, chats: Path, out: Path, *options: str) -> Run:
+def trl(model: str, chats: Path, out: Path, *options: str) -> Training:
     """`trl sft`, which logs every step, not every tenth."""
     named = ["--model_name_or_path", model, "--dataset_name", str(chats), "--output_dir", str(out)]
     command = [str(Path(sys.executable).with_name("trl")), "sft", *named, "--logging_steps", "1", *options]
-    return watched(command, out)
+    return Training(command, out)
 
 
-def plain(model: str, dataset: Path, out: Path, plan: Result) -> Run:
+def plain(model: str, dataset: Path, out: Path, plan: Result) -> Training:
     """The plain script, with the settings that a run of ours resolved to."""
     train = {
         "max_length": None,
@@ -179,37 +184,61 @@ def plain(model: str, dataset: Path, out: Path, plan: Result) -> Run:
         "dataloader_pin_memory": False,
     }
     options = json.dumps({"train": train, "lora": LORA})
-    return watched([sys.executable, str(SIDES), "plain", model, str(dataset), str(out), options], out)
+    return Training([sys.executable, str(SIDES), "plain", model, str(dataset), str(out), options], out)
 
 
 def overhead(model: str, folder: Path, steps: int, rounds: int) -> Result:
-    """Ours and the plain script, in turn."""
-    runs: dict[str, list[Run]] = {"ours": [], "plain": []}
+    """Ours and the plain script, step by step in turn."""
+    asked = ("--effective-batch", str(OVERHEAD_BATCH), "--max-steps", str(steps))
+    ours(folder / "short", folder / "planned", *asked).run()
+    plan = json.loads((folder / "planned" / "manifest.json").read_text())["extra"]["plan"]
+    pairs: list[tuple[Run, Run]] = []
     for _ in range(rounds):
-        asked = ("--effective-batch", str(OVERHEAD_BATCH), "--max-steps", str(steps))
-        runs["ours"].append(ours(folder / "short", folder / "overhead-ours", *asked))
-        plan = json.loads((folder / "overhead-ours" / "manifest.json").read_text())["extra"]["plan"]
-        runs["plain"].append(plain(model, folder / "short", folder / "overhead-plain", plan))
-        for name in runs:
-            told(name, runs[name][-1].result())
-    results = {name: [run.result() for run in side] for name, side in runs.items()}
-    losses = [[step["loss"] for step in history(folder / f"overhead-{name}")] for name in runs]
-    medians = {
-        name: {key: statistics.median(one[key] for one in side) for key in ("tokens_per_s", "tokens_per_cpu_s")}
-        for name, side in results.items()
-    }
-    rates = [[medians[name][rate] for name in ("ours", "plain")] for rate in ("tokens_per_s", "tokens_per_cpu_s")]
-    missing, of_cpu_time = (1 - one / other for one, other in rates)
-    print(f"overhead {missing:.2%}, of CPU time {of_cpu_time:.2%}", flush=True)
+        sides = []
+        for begin in (
+            lambda: ours(folder / "short", folder / "overhead-ours", *asked),
+            lambda: plain(model, folder / "short", folder / "overhead-plain", plan),
+        ):
+            sides.append(begin())
+            sides[-1].until(1)
+            sides[-1].hold()
+        one, other = in_turn(sides, steps)
+        pairs.append((one, other))
+        for name, run in zip(("ours", "plain"), pairs[-1], strict=True):
+            told(name, run.result())
+    losses = [[step["loss"] for step in history(run.folder)] for run in pairs[-1]]
+    wall, cpu = (missing([took(pair, of) for pair in pairs]) for of in ("wall", "cpu"))
+    for name, found in (("wall", wall), ("CPU", cpu)):
+        print(f"overhead of {name} time {found['share']:.2%} [{found['low']:.2%}, {found['high']:.2%}]", flush=True)
     return {
         "plan": plan,
         "largest_loss_difference": max(abs(one - other) for one, other in zip(*losses, strict=True)),
-        "rounds": results,
-        "medians": medians,
-        "overhead": missing,
-        "overhead_of_cpu_time": of_cpu_time,
-        "whole_s": {name: statistics.median(one["whole"]["wall_s"] for one in side) for name, side in results.items()},
+        "rounds": [{"ours": one.result(), "plain": other.result()} for one, other in pairs],
+        "overhead": wall,
+        "overhead_of_cpu_time": cpu,
+        "whole_s": {
+            name: statistics.median(pair[place].wall for pair in pairs) for place, name in enumerate(("ours", "plain"))
+        },
     }
+
+
+def took(pair: tuple[Run, Run], of: str) -> list[tuple[float, float]]:
+    """Seconds of each step after the first, of both sides."""
+    spans = [[getattr(b, of) - getattr(a, of) for a, b in pairwise(run.marks)] for run in pair]
+    return list(zip(*spans, strict=True))
+
+
+def missing(rounds: list[list[tuple[float, float]]]) -> Result:
+    """The share of the plain script's tokens a second that is missing, from steps of the same rows in both.
+
+    Returns:
+        `dict`: `share`; `low` and `high`, its 95 % interval over steps (Student's t of the logarithms); `steps`.
+    """
+    logs = [math.log(other / one) for steps in rounds for one, other in steps]
+    mean, count = statistics.fmean(logs), len(logs)
+    half = statistics.stdev(logs) / math.sqrt(count) * float(student_t.ppf(0.975, count - 1))
+    share, low, high = (1 - math.exp(at) for at in (mean, mean + half, mean - half))
+    return {"share": share, "low": low, "high": high, "steps": count}
 
 
 def defaults(model: str, folder: Path) -> Result:
@@ -217,12 +246,12 @@ def defaults(model: str, folder: Path) -> Result:
     chats, dataset = folder / "chats-train", folder / "train"
     epoch, off = ("--num_train_epochs", "1"), ("--bf16", "False")
     batch, once = ("--effective-batch", str(BATCH)), ("--epochs", "1")
-    runs = {"ours": ours(dataset, folder / "ours", *batch)}
-    runs["ours_once"] = ours(dataset, folder / "ours_once", *batch, *once)
-    runs["trl"] = trl(model, chats, folder / "trl", *epoch, *off)
-    runs["trl_lora"] = trl(model, chats, folder / "trl_lora", *epoch, *off, *chain(*TRL_LORA.items()))
+    runs = {"ours": ours(dataset, folder / "ours", *batch).run()}
+    runs["ours_once"] = ours(dataset, folder / "ours_once", *batch, *once).run()
+    runs["trl"] = trl(model, chats, folder / "trl", *epoch, *off).run()
+    runs["trl_lora"] = trl(model, chats, folder / "trl_lora", *epoch, *off, *chain(*TRL_LORA.items())).run()
     options = ("--method", "full", "--learning-rate", "2e-5", "--warmup-ratio", "0")
-    runs["ours_full"] = ours(dataset, folder / "ours_full", *batch, *once, *options)
+    runs["ours_full"] = ours(dataset, folder / "ours_full", *batch, *once, *options).run()
     found = {"base": {"eval_loss": eval_loss(model, "", folder)}}
     for name, run in runs.items():
         adapter = (run.folder / "adapter_config.json").is_file()
@@ -231,7 +260,7 @@ def defaults(model: str, folder: Path) -> Result:
         loss = eval_loss(*named, folder)
         found[name] = run.result() | {"eval_loss": loss, "gained": found["base"]["eval_loss"] - loss}
         told(name, found[name])
-    bf16 = trl(model, chats, folder / "trl_bf16", "--max_steps", str(BF16_STEPS), "--use_cpu", "True")
+    bf16 = trl(model, chats, folder / "trl_bf16", "--max_steps", str(BF16_STEPS), "--use_cpu", "True").run()
     found["trl_bf16"] = bf16.between(1, BF16_STEPS)
     same = runs["trl"].between(1, BF16_STEPS)
     told("trl_bf16", found["trl_bf16"])
@@ -282,7 +311,7 @@ def main() -> None:
     parser.add_argument("environment", type=Path, help="virtual environment of Gym, with reasoning_gym")
     parser.add_argument("model", help="folder of the model, such as SmolLM2-135M-Instruct")
     parser.add_argument("--steps", type=int, default=12, help="of the comparison with trl sft (default: 12)")
-    parser.add_argument("--rounds", type=int, default=5, help="of the overhead (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of the overhead (default: 3)")
     parser.add_argument("--overhead-steps", type=int, default=20, help="of each of its runs (default: 20)")
     parser.add_argument("--only", choices=("overhead", "defaults"), help="one of the two parts")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "gymtrl-benchmark-train")
@@ -319,7 +348,7 @@ def missed(result: Result) -> list[str]:
     failed = []
     if result["agreement"]["unexplained"]:
         failed.append("a row of trl sft differs from ours by more than a line break")
-    if result.get("overhead", 0) >= MOST_OVERHEAD:
+    if result.get("overhead", {"share": 0})["share"] >= MOST_OVERHEAD:
         failed.append(f"the overhead is not below {MOST_OVERHEAD:.0%}")
     for name, figures in result.get("compared", {}).items():
         if figures["times_tokens_per_cpu_s"] < LEAST_TIMES:

@@ -1,4 +1,4 @@
-"""A process that trains, watched: what it has used up by each step."""
+"""Processes that train, watched: what they have used up by each step."""
 
 from __future__ import annotations
 
@@ -76,35 +76,81 @@ def history(folder: Path) -> list[Result]:
     return [entry | {"tokens": int(entry["num_tokens"])} for entry in steps]
 
 
-def watched(command: list[str], folder: Path, metrics: Path | None = None) -> Run:
-    """Runs a command that trains, and notes what it has used up whenever it has logged a step.
+class Training:
+    """A process that trains, which can be held up: what it had used up whenever it had logged a step.
 
     Args:
         command (`list[str]`): Logs every step.
         folder (`Path`): Emptied; its output is kept beside it.
         metrics (`Path`, *optional*): Where it logs; its output unless given.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    log = folder.with_name(f"{folder.name}.log")
-    source = metrics or log
-    noted: list[tuple[float, float]] = []
-    seen = 0
-    spent, start = cpu_seconds(children_only=True), time.perf_counter()
-    with log.open("wb") as stream:
-        child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=compiled() | ENVIRONMENT)
-    process = psutil.Process(child.pid)
-    while child.poll() is None:
-        time.sleep(POLL_SECONDS)
-        size = source.stat().st_size if source.is_file() else 0
-        if size > seen:
-            seen, now, wall = size, used(process), time.perf_counter() - start
-            steps = steps_logged(source.read_text(errors="replace"))
-            noted += [(now, wall)] * (steps - len(noted))
-    wall, spent = time.perf_counter() - start, cpu_seconds(children_only=True) - spent
-    if child.returncode:
-        raise SystemExit(f"{folder.name} ended with status {child.returncode}: {log.read_text()[-2000:]}")
-    marks = [Mark(entry["step"], entry["tokens"], *at) for entry, at in zip(history(folder), noted, strict=True)]
-    return Run(marks, spent, wall, folder)
+
+    def __init__(self, command: list[str], folder: Path, metrics: Path | None = None) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder, self._log = folder, folder.with_name(f"{folder.name}.log")
+        self._source, self._seen = metrics or self._log, 0
+        self._noted: list[tuple[float, float]] = []  # CPU and wall seconds at each step
+        self._ran, self._since = 0.0, time.perf_counter()
+        with self._log.open("wb") as stream:
+            self._child = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=compiled() | ENVIRONMENT
+            )
+        self._process = psutil.Process(self._child.pid)
+
+    def until(self, step: int | None = None) -> None:
+        """Lets it run until it has logged a step, or ended."""
+        while self._child.poll() is None and (step is None or len(self._noted) < step):
+            time.sleep(POLL_SECONDS)
+            size = self._source.stat().st_size if self._source.is_file() else 0
+            if size > self._seen:
+                self._seen, now, wall = size, used(self._process), self._wall()
+                steps = steps_logged(self._source.read_text(errors="replace"))
+                self._noted += [(now, wall)] * (steps - len(self._noted))
+
+    def hold(self) -> None:
+        """Stops the clock, and the process with its children."""
+        for one in (self._process, *self._process.children(recursive=True)):
+            one.suspend()
+        self._ran = self._wall()
+
+    def go(self) -> None:
+        """Takes back `hold`."""
+        for one in (*self._process.children(recursive=True), self._process):
+            one.resume()
+        self._since = time.perf_counter()
+
+    def run(self) -> Run:
+        """Waits for its end, and returns what it took."""
+        before = cpu_seconds(children_only=True)
+        self.until()
+        spent, wall = cpu_seconds(children_only=True) - before, self._wall()
+        if self._child.returncode:
+            told = self._log.read_text()[-2000:]
+            raise SystemExit(f"{self.folder.name} ended with status {self._child.returncode}: {told}")
+        steps = zip(history(self.folder), self._noted, strict=True)
+        return Run([Mark(entry["step"], entry["tokens"], *at) for entry, at in steps], spent, wall, self.folder)
+
+    def _wall(self) -> float:
+        return self._ran + time.perf_counter() - self._since
+
+
+def in_turn(sides: list[Training], steps: int) -> list[Run]:
+    """Lets trainings that have begun take their steps in turn, so that both meet the same machine.
+
+    Args:
+        sides (`list[Training]`): Held, each at its first step.
+        steps (`int`): Of each.
+    """
+    ended: dict[Training, Run] = {}
+    for step in range(2, steps + 1):
+        for one in sides if step % 2 else sides[::-1]:
+            one.go()
+            one.until(step)
+            if step < steps:
+                one.hold()
+            else:
+                ended[one] = one.run()
+    return [ended[one] for one in sides]
 
 
 def used(process: psutil.Process) -> float:

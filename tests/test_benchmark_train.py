@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train import missed
+from train import missed, missing
 from train_runs import Mark, Run, history, steps_logged
 
 PRINTED = """{'loss': '2.5', 'num_tokens': '1.235e+04'}
@@ -40,11 +40,18 @@ def test_a_rate_leaves_out_the_first_step() -> None:
     assert run.between(1, 2)["tokens_per_cpu_s"] == 100.0
 
 
+def test_the_overhead_is_that_of_steps_with_the_same_rows() -> None:
+    fast, slow = [(1.02, 1.0), (2.04, 2.0)], [(1.53, 1.5), (3.06, 3.0)]  # the machine got slower between the rounds
+    found = missing([fast, slow])
+    assert found["share"] == pytest.approx(1 - 1 / 1.02) and found["high"] - found["low"] < 1e-9
+    assert missing([[(1.0, 1.0), (1.1, 1.0)]])["low"] < 0 < missing([[(1.0, 1.0), (1.1, 1.0)]])["high"]
+
+
 @pytest.mark.parametrize(
     ("overhead", "times", "gained", "failed"),
     [(0.02, 2.1, 0.96, 0), (0.03, 2.1, 1.0, 1), (0.02, 1.9, 1.2, 1), (0.02, 2.1, 0.9, 1)],
 )
 def test_what_does_not_hold_is_said(overhead: float, times: float, gained: float, failed: int) -> None:
     compared = {"ours_to_trl": {"times_tokens_per_cpu_s": times, "times_gained": gained}}
-    found: dict[str, Any] = {"agreement": {"unexplained": 0}, "overhead": overhead}
+    found: dict[str, Any] = {"agreement": {"unexplained": 0}, "overhead": {"share": overhead}}
     assert len(missed(found | {"compared": compared})) == failed

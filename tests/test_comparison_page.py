@@ -105,6 +105,20 @@ def test_every_section_has_its_figures(tmp_path: Path) -> None:
     assert "rollouts with a valid value 40" in page.text("lines")
 
 
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_became_worse_may_have_any_name(tmp_path: Path, text: str) -> None:
+    broken = {task: 0 for task in range(0, 20, 2)}
+    pages = []
+    for name in ("", text):
+        folder = tmp_path / str(len(pages))
+        files = [side(folder, "before", {}, text=name), side(folder, "after", broken, text=name)]
+        pages.append(shown(compare_candidates(files[:1], [files[1:]])))
+    harmless, hostile = pages
+    assert "environment_broke" in hostile.text("worse")
+    assert hostile.scripts == harmless.scripts
+    assert {tag for tag, _ in hostile.elements} <= {tag for tag, _ in harmless.elements}
+
+
 def test_what_became_worse_stands_with_its_remedy(tmp_path: Path) -> None:
     before = side(tmp_path, "before", {})
     after = side(tmp_path, "after", {task: 0 for task in range(0, 20, 2)})

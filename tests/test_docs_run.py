@@ -1,6 +1,7 @@
 """The tutorial and the how-to pages run from top to bottom, each in a fresh folder, and print what they show.
 
-The tutorial runs as its notebook, whose cells are the blocks of the page.
+The tutorial runs as its notebook, whose cells are the blocks of the page. What needs a GPU, a key or an installation is
+no such block.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from gymtrl.errors import RunError, UserError
 from gymtrl.serving import engine as engine_module
 from gymtrl.serving.batch import forward_rows
 from gymtrl.serving.cache import SlotCache, SlotLayer
-from gymtrl.serving.engine import PATIENCE, Engine, _free_bytes, _token_bytes
+from gymtrl.serving.engine import Engine, _free_bytes, _token_bytes
 from gymtrl.serving.prefixes import MIN_SHARED_TOKENS, PrefixStore, shared_prefixes
 from gymtrl.serving.request import GenerationRequest, GenerationResult
 from gymtrl.serving.sampling import Sampling, choose
@@ -157,7 +157,7 @@ def test_rows_join_and_leave_while_others_run(engine: Engine, tiny: LlamaForCaus
         check_reply(tiny, prompt, future.result(30), reference(tiny, prompt, new))
 
 
-def test_a_new_row_waits_a_few_steps_for_others_and_no_more(
+def test_new_rows_wait_for_each_other_a_few_steps_and_no_more(
     tiny: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
@@ -166,26 +166,54 @@ def test_a_new_row_waits_a_few_steps_for_others_and_no_more(
         passes.append(len(given[3]))
         return forward_rows(*given)
 
+    def steps(count: int) -> None:
+        """Waits until the rows that run took so many steps more."""
+        end, wanted = time.monotonic() + 10, len(passes) + count
+        while len(passes) < wanted and time.monotonic() < end:
+            time.sleep(0.001)
+
     monkeypatch.setattr("gymtrl.serving.engine.forward_rows", counted)
+    monkeypatch.setattr("gymtrl.serving.engine.PATIENCE", 60)
     running = Engine(tiny, tiny_tokenizer(), max_batch=64)
     running.eos_ids = frozenset()
-    first = [running.submit(request(prompt, 400)) for prompt in prompts(32, seed=3)]
-    end = time.monotonic() + 10
-    while running.running < 32 and time.monotonic() < end:
-        time.sleep(0.001)
-    assert running.running == 32
-    before = len(passes)
-    lone = running.submit(request(prompts(1, seed=4)[0], 1))
-    assert lone.result(30).token_ids and not any(future.done() for future in first)
-    assert passes.index(1, before) - before >= PATIENCE  # the row is computed by itself in the end
-    monkeypatch.setattr("gymtrl.serving.engine.PATIENCE", 10**6)
-    before = len(passes)
-    for future in [running.submit(request(prompt, 1)) for prompt in prompts(4, seed=5)]:
-        future.result(30)
-    assert 4 in passes[before:]  # one to eight of those that run: they are computed together
-    for future in first:
-        future.cancel()
+    try:
+        first = [running.submit(request(prompt, 400)) for prompt in prompts(32, seed=3)]
+        while running.running < 32 and not first[0].done():
+            time.sleep(0.001)
+        lone = running.submit(request(prompts(1, seed=4)[0], 1))
+        before = len(passes)
+        assert lone.result(30).token_ids and not first[0].done()
+        assert 30 < passes.index(1, before) - before <= 60  # by itself in the end
+
+        monkeypatch.setattr("gymtrl.serving.engine.PATIENCE", 10**6)
+        before = len(passes)
+        asked = []
+        for prompt in prompts(4, seed=5):  # one to eight of those that run
+            asked.append(running.submit(request(prompt, 1)))
+            steps(3)
+        assert all(future.result(30).token_ids for future in asked) and not first[0].done()
+        assert set(passes[before:]) == {32, 4}
+    finally:
+        running.close(5)
+
+
+def test_passes_take_the_threads_they_are_given_and_the_callers_stay(
+    tiny: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+
+    def noted(*given: Any) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return forward_rows(*given)
+
+    monkeypatch.setattr("gymtrl.serving.engine.forward_rows", noted)
+    before = torch.get_num_threads()
+    running = Engine(tiny, tiny_tokenizer(), threads=before + 1)
+    running.submit(request((5, 6, 7), 2)).result(30)
     assert running.close(5)
+    assert seen == {before + 1} and torch.get_num_threads() == before
+    with pytest.raises(UserError, match="threads is 0"):
+        Engine(tiny, tiny_tokenizer(), threads=0)
 
 
 def test_next_turn_reuses_the_last_one(engine: Engine, tiny: LlamaForCausalLM) -> None:

@@ -1,9 +1,10 @@
 """Generation for many requests at once: continuous batching on one thread.
 
 The loop admits waiting requests, computes what is new in their prompts, then takes one decoding step for every row,
-again and again. Rows join and leave between any two steps. Three things spare work that a plain padded batch does: a
-prompt's beginning that was seen before (shared instructions, or the earlier turns of a conversation) is copied instead
-of computed, identical prompts are computed once, and a finished row leaves the batch at once.
+again and again. Rows leave after any step; new ones join at once where few run, else a few together. Three things spare
+work that a plain padded batch does: a prompt's beginning that was seen before (shared instructions, or the earlier
+turns of a conversation) is copied instead of computed, identical prompts are computed once, and a finished row leaves
+the batch at once.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Engine:
     ) -> None:
         if max_batch < 1:
             raise UserError(f"max_batch is {max_batch}", remedy="give at least 1")
+        if threads is not None and threads < 1:
+            raise UserError(f"threads is {threads}", remedy="give at least 1, or none for torch's choice")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length: int = model.config.max_position_embeddings
@@ -174,9 +177,9 @@ class Engine:
                 row.future.set_exception(error)
 
     def _run(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
         try:
+            if self._threads is not None:
+                torch.set_num_threads(self._threads)
             with torch.inference_mode():
                 while self._gather():
                     self._step()
@@ -242,7 +245,8 @@ class Engine:
         with self._wake:
             could = min(len(self._waiting), self.max_batch - len(self._rows))
             if could < len(self._rows) // TOGETHER and self._waited < PATIENCE:
-                self._waited += could > 0
+                if could:
+                    self._waited += 1
                 return []
             self._waited = 0
             longest = 0

@@ -117,7 +117,7 @@ def serve(
         ready_file.unlink(missing_ok=True)
     # Only the engine's thread may share its work with others: where two threads do, OpenMP (libgomp) takes the cores
     # for overbooked and lets its workers sleep between the parts of a pass, which then takes half as long again.
-    threads = threads or torch.get_num_threads()
+    threads = torch.get_num_threads() if threads is None else threads
     torch.set_num_threads(1)
     # Before the model, which takes long to load; who connects early waits until then.
     with _listening(port) as listener:
