@@ -32,7 +32,7 @@ def _cells(page: str) -> Iterator[dict[str, Any]]:
     for found in _BLOCK.finditer(page):
         yield from _text(page[place : found.start()])
         code, shown = found["code"].rstrip("\n"), found["shown"]
-        source = f"%%bash -euo pipefail\n{code}" if found["language"] == "sh" else code
+        source = f"%%bash -eu\n{code}" if found["language"] == "sh" else code
         output = {"name": "stdout", "output_type": "stream", "text": _lines(shown or "")}
         yield {
             "cell_type": "code",

@@ -41,7 +41,7 @@ class Block:
 
     def run(self, folder: Path, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Runs it in `folder`, with `variables` beside those of this process."""
-        command = ["bash", "-euo", "pipefail", "-c"] if self.language == "sh" else [sys.executable, "-c"]
+        command = ["bash", "-euc"] if self.language == "sh" else [sys.executable, "-c"]
         env = environment() | variables
         return subprocess.run([*command, self.code], cwd=folder, env=env, capture_output=True, text=True)
 
