@@ -222,3 +222,14 @@ def test_format_dpo_from_rollouts_to_a_page(tmp_path: Path, smollm2_dir: Path) -
     again = run(*command[:-4])
     assert again.returncode == 0 and "is up to date" in again.stderr
     assert "All rollouts of the task are good" in again.stdout and "DPOTrainer(" in again.stdout
+
+
+def test_a_reader_that_goes_away_is_no_failed_check(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}], "reward": 1.0}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(chat) + "\n")
+    command = [sys.executable, "-m", "gymtrl", "inspect", str(tmp_path / "chats.jsonl")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(60)) == (b"", 0)
+    process.stderr.close()

@@ -120,13 +120,12 @@ def main() -> None:
         _tell(error.message, error.remedy)
         sys.exit(error.exit_status)
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            # The reader of our output has gone, as with '| head'; nothing is wrong. Typer has silenced the output.
+            sys.exit(0)
         if end.code == 130:
             print("interrupted; nothing half-done is left under its name; run it again to go on", file=sys.stderr)
         raise
-    except BrokenPipeError:
-        # The reader of our output has gone, as with '| head'; nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         _tell(
             f"{error.filename or 'file system'}: {error.strerror or error}",
